@@ -1,0 +1,148 @@
+"""Running other programs: bounded, captured, and killed as a group when the command is interrupted.
+
+Long-lived parts of the cluster are started by `daemon` instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from holdfast_cluster.config import ClusterError
+
+_running: set[subprocess.Popen[str]] = set()
+_lock = threading.Lock()
+_aborted = threading.Event()
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout: float = 60.0,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+) -> str:
+    """Runs a program to its end and returns its output (empty with `log`, which then holds it).
+
+    Raises ClusterError with the last lines of the output when it fails or takes longer than `timeout` seconds.
+    """
+    words = [str(word) for word in argv]
+    with _output(log) as out:
+        process = _start(words, out, env, cwd, stdin)
+        try:
+            text, _ = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            raise ClusterError(f"`{_short(words)}` took longer than {timeout:.0f} s{_tail_of(log, '')}") from None
+        except BaseException:
+            _kill(process)
+            raise
+        finally:
+            with _lock:
+                _running.discard(process)
+    if process.returncode != 0:
+        raise ClusterError(f"`{_short(words)}` exited {process.returncode}{_tail_of(log, text or '')}")
+    return text or ""
+
+
+def _start(
+    words: list[str],
+    out: object,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    stdin: str | None,
+) -> subprocess.Popen[str]:
+    if _aborted.is_set():
+        raise ClusterError("interrupted")
+    try:
+        process = subprocess.Popen(
+            words,
+            stdout=out,  # type: ignore[call-overload]
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            env=None if env is None else {**os.environ, **env},
+            cwd=cwd,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise ClusterError(f"{words[0]} is not installed: run `cluster prepare` as root") from None
+    with _lock:
+        _running.add(process)
+    return process
+
+
+@contextlib.contextmanager
+def _output(log: Path | None):  # type: ignore[no-untyped-def]
+    if log is None:
+        yield subprocess.PIPE
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        yield stream
+
+
+def succeeds(argv: Sequence[str | Path], *, timeout: float = 30.0) -> bool:
+    """Whether a program that only tests or removes something exits 0."""
+    try:
+        run(argv, timeout=timeout)
+    except ClusterError:
+        return False
+    return True
+
+
+def abort_all() -> None:
+    """Kills every program that `run` has started and lets none start any more: used on Ctrl-C."""
+    _aborted.set()
+    with _lock:
+        processes = list(_running)
+    for process in processes:
+        _kill(process)
+
+
+def resume() -> None:
+    """Lets programs start again after `abort_all`: the clean-up after Ctrl-C needs them."""
+    _aborted.clear()
+
+
+def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, every: float = 0.1) -> None:
+    """Polls until `condition()` holds; raises ClusterError that names `what` after `timeout` seconds."""
+    pause = threading.Event()
+    for _ in range(max(1, int(timeout / every))):
+        if condition():
+            return
+        pause.wait(every)
+    raise ClusterError(f"{what}: not within {timeout:.0f} s")
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log file, or a word that says there are none."""
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except OSError:
+        return f"(no log at {path})"
+
+
+def _tail_of(log: Path | None, text: str) -> str:
+    ending = tail(log) if log else "\n".join(text.splitlines()[-15:])
+    return f":\n{ending}" if ending.strip() else ""
+
+
+def _short(words: list[str]) -> str:
+    line = " ".join(words)
+    return line if len(line) < 160 else line[:157] + "..."
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
