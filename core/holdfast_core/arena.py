@@ -107,9 +107,7 @@ def format_arena(buf: memoryview, header: ArenaHeader, attempt: int) -> None:
     if len(uid) > 64:
         raise ArenaError(f"job UID {header.job_uid!r} is longer than 64 bytes")
     buf[: PAGE * (1 + header.slots)] = bytes(PAGE * (1 + header.slots))
-    raw = _HEADER.pack(
-        MAGIC, VERSION, header.slots, header.slot_bytes, header.rank, header.world_size, header.generation, uid
-    )
+    raw = _HEADER.pack(MAGIC, VERSION, header.slots, header.slot_bytes, header.rank, header.world_size, header.generation, uid)
     set_fence(buf, attempt)
     set_committed(buf, NO_STEP)
     _U32.pack_into(buf, _HEADER_CRC, zlib.crc32(raw))

@@ -85,10 +85,12 @@ def parse_attempt_file(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def problem(manifest: StepManifest, copy: Copy, job_uid: str, world_size: int) -> str | None:
-    """Why a manifest cannot be used for this job, or None."""
-    if manifest.job_uid != job_uid:
-        return f"belongs to job {manifest.job_uid}"
+def problem(manifest: StepManifest, copy: Copy, world_size: int) -> str | None:
+    """Why a manifest cannot be used, or None.
+
+    The job's UID is recorded but not compared: a store's folder belongs to namespace/name of a job, so that the same job
+    applied again, or in another cluster, goes on from it.
+    """
     if (manifest.step, manifest.attempt) != (copy.step, copy.attempt):
         return f"says step {manifest.step} of attempt {manifest.attempt}, its folder says otherwise"
     if manifest.world_size != world_size:

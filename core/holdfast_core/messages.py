@@ -116,11 +116,15 @@ class AgentState:
 
 @dataclass(frozen=True)
 class StoreInventory:
-    """The committed copies that a store holds for this job, and its records of attempts. GET /v1/inventory."""
+    """The committed copies that a store holds for this job, and its records of attempts. GET /v1/inventory.
+
+    `unusable` says, a line each, why a manifest there can't serve this job (another world size, garbage).
+    """
 
     name: str
     copies: tuple[Copy, ...] = ()
     history: tuple[Resume, ...] = ()
+    unusable: tuple[str, ...] = ()
     error: str = ""
 
 

@@ -70,9 +70,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
         raise WireError(f"{where}: expected an object, got {type(value).__name__}")
     hints = _hints(kind)
     known = {
-        f.name: _decode(hints[f.name], value[f.name], f"{where}.{f.name}")
-        for f in dataclasses.fields(kind)
-        if f.name in value
+        f.name: _decode(hints[f.name], value[f.name], f"{where}.{f.name}") for f in dataclasses.fields(kind) if f.name in value
     }
     try:
         return kind(**known)

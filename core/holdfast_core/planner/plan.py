@@ -1,0 +1,74 @@
+"""`plan(job, observed, status, now)`: the one place where it is decided what happens to a job next.
+
+Pure and level-triggered: called with the same view twice it orders the same, and every order is idempotent, so a lost order
+or an operator that died half way is cured by the next pass. The stages of an attempt (see `types.Status`):
+
+    gathering -> preparing -> launching -> running -> completing -> finishing -> done
+                     any failure: [draining ->] gathering, with the next attempt number
+"""
+
+from __future__ import annotations
+
+from . import conditions, progress, stages
+from .judge import lost
+from .passing import Pass
+from .types import Cause, CreatePod, DeletePod, EndPod, Job, Observed, Plan, Status, Worker
+
+__all__ = ["plan"]
+
+
+def plan(job: Job, observed: Observed, status: Status, now: float) -> Plan:
+    """Decide. The caller writes `Plan.status` first and carries out the actions after that."""
+    work = Pass(job, observed, status, now)
+    if work.status.stage == "new":
+        _begin(work)
+    if work.status.terminal:
+        _tidy(work)
+    else:
+        _pods(work)
+        progress.update(work)
+        stages.advance(work)
+    conditions.update(work)
+    return work.result()
+
+
+def _begin(work: Pass) -> None:
+    workers = tuple(Worker(i) for i in range(work.job.replicas))
+    work.set(workers=workers, attempt=1, phase="Pending")
+    work.stage("gathering", "job accepted")
+
+
+def _pods(work: Pass) -> None:
+    """Give up lost pods (their successors get new names) and create what is missing."""
+    gone = _find_lost(work)
+    if gone and work.status.stage in ("completing", "finishing"):
+        gone = {}  # training has ended well: nobody is replaced any more
+    stages.pods_lost(work, gone)
+    for worker in work.status.workers:
+        if work.pod(worker.index) is None and work.status.stage not in ("completing", "finishing"):
+            work.do(CreatePod(worker.index, worker.incarnation))
+    _delete_stale(work)
+
+
+def _find_lost(work: Pass) -> dict[int, Cause]:
+    found: dict[int, Cause] = {}
+    for pod in work.current:
+        cause = lost(pod, work.current, work.job.policy)
+        if cause is not None:
+            found[pod.index] = cause
+    return found
+
+
+def _delete_stale(work: Pass) -> None:
+    for pod in work.observed.pods:
+        if work.is_stale(pod) and not pod.deleting:
+            work.do(DeletePod(pod.name, "replaced by a newer incarnation"))
+
+
+def _tidy(work: Pass) -> None:
+    """An ended job: after a failure the pods stop, but stay for their logs."""
+    work.set(ready=0)
+    if work.status.phase == "Failed":
+        for pod in work.observed.pods:
+            if pod.phase in ("Pending", "Running") and not pod.deleting:
+                work.do(EndPod(pod.name))

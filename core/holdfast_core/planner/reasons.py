@@ -1,0 +1,38 @@
+"""Names of causes, conditions and events, as users see them in status, events and metrics."""
+
+# Causes of a new attempt (label `cause` of the recovery metrics)
+FIRST_START = "FirstStart"
+PROCESS_DIED = "ProcessDied"
+PROCESS_FAILED = "ProcessFailed"
+CONTAINER_RESTARTED = "ContainerRestarted"
+POD_DELETED = "PodDeleted"
+POD_FAILED = "PodFailed"
+NODE_LOST = "NodeLost"
+POD_UNREACHABLE = "PodUnreachable"
+HANG = "Hang"
+STARTUP_TIMEOUT = "StartupTimeout"
+CORRUPT_SNAPSHOT = "CorruptSnapshot"
+PREPARE_FAILED = "PrepareFailed"
+
+# Why a job failed for good
+RESTART_LIMIT = "RestartLimitExceeded"
+NO_PROGRESS = "NoProgress"
+CHECKPOINT_UNUSABLE = "CheckpointUnusable"
+
+# Conditions
+PODS_READY = "PodsReady"
+TRAINING = "Training"
+STORES_HEALTHY = "StoresHealthy"
+MEMORY_FITS = "MemoryFits"
+SUCCEEDED = "Succeeded"
+FAILED = "Failed"
+
+# Events
+ATTEMPT_STARTED = "AttemptStarted"
+POD_REPLACED = "PodReplaced"
+DRAINING = "Draining"
+RESUMING = "Resuming"
+RECOVERED = "Recovered"
+COMPLETED = "Completed"
+JOB_FAILED = "JobFailed"
+SOURCE_REJECTED = "SourceRejected"

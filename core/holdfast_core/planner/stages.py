@@ -1,0 +1,298 @@
+"""The stages of an attempt: what each waits for, what it orders, and how failures lead to the next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..messages import MEMORY, AgentState, Command, Member
+from ..timeline import Copy, Resume, extend, merge
+from . import failures, reasons, sources
+from .passing import Pass
+from .types import Cause, CreatePod, Inspect, PodView, Send
+
+_FRESH = 3.0  # seconds; an agent heard within this time is there
+
+
+def pods_lost(work: Pass, gone: Mapping[int, Cause]) -> None:
+    """React to pods that no longer count."""
+    if not gone:
+        return
+    if work.status.stage == "running" and _can_drain(work, gone):
+        _start_drain(work, next(iter(gone.values())))
+    elif work.status.stage != "draining" or not _only_deletions(gone):
+        give_up(work, gone)
+
+
+def give_up(work: Pass, gone: Mapping[int, Cause]) -> None:
+    """The lost pods' successors count from now on."""
+    workers = tuple(replace(w, incarnation=w.incarnation + (w.index in gone)) for w in work.status.workers)
+    for index, cause in gone.items():
+        work.emit(reasons.POD_REPLACED, f"pod {index}: {cause.message}", warning=True)
+    silence = max((p.agent_age or 0.0 for p in work.current if p.index in gone and not p.deleting), default=0.0)
+    counted = work.status.restarts
+    everyone = len(gone) == work.job.replicas
+    known = work.status.cause if work.status.stage == "draining" else None
+    work.set(
+        workers=workers,
+        restarts=replace(counted, pod=counted.pod + len(gone), job=counted.job + everyone),
+    )
+    failures.fail(work, known or next(iter(gone.values())), since=work.now - silence, in_place=False)
+
+
+def advance(work: Pass) -> None:
+    """Do what the current stage asks for."""
+    step = {
+        "gathering": _gather,
+        "preparing": _prepare,
+        "launching": _launch,
+        "running": _run,
+        "draining": _drain,
+        "completing": _complete,
+        "finishing": _finish,
+    }.get(work.status.stage)
+    if step is not None:
+        step(work)
+
+
+# --- gathering: every pod there, then a source
+
+
+def _gather(work: Pass) -> None:
+    _stop_old_processes(work)
+    pods = work.current
+    work.set(ready=sum(_ready(p) for p in pods))
+    if len(pods) < work.job.replicas or not all(_ready(p) for p in pods):
+        if work.in_stage() > work.job.policy.startup_deadline and work.status.phase != "Pending":
+            work.set(message=f"waited {work.in_stage():.0f} s for pods")
+        return
+    memory = sources.common_copies(_sealed(work), work.job.world_size, work.status.history)
+    if _needs_inventory(work, bool(memory)) and work.observed.inventory is None:
+        work.do(Inspect(pods[0].name))
+        work.look_again = 0.2
+        return
+    _decide_source(work)
+
+
+def _ready(pod: PodView) -> bool:
+    return pod.fresh(_FRESH) and pod.agent is not None and pod.agent.launcher and bool(pod.ip) and not pod.deleting
+
+
+def _stop_old_processes(work: Pass) -> None:
+    """Survivors must not burn time in a collective that can't finish, and must be dead before a new attempt."""
+    for pod in work.current:
+        agent = pod.agent
+        if agent and agent.attempt < work.status.attempt and any(r.state == "running" for r in agent.ranks):
+            work.do(Send(pod.name, Command("stop", agent.attempt, grace_seconds=0.0, reason=work.status.message)))
+
+
+def _sealed(work: Pass) -> dict[int, tuple[Copy, ...]]:
+    return {rank: copies for agent in work.agents for rank, copies in agent.sealed.items()}
+
+
+def _needs_inventory(work: Pass, in_memory: bool) -> bool:
+    """Stores are asked when memory has no common step, something was rejected, or the job is new to this operator."""
+    if not work.job.stores:
+        return False
+    memory = work.status.checkpoints.get(MEMORY)
+    newest = max((s.step for n, s in work.status.checkpoints.items() if n != MEMORY), default=-1)
+    fresher = memory is not None and newest > memory.step
+    return not in_memory or bool(work.status.excluded) or fresher or not work.status.history
+
+
+def _decide_source(work: Pass) -> None:
+    inventory = work.observed.inventory
+    if sources.highest_attempt(inventory) >= work.status.attempt:
+        work.set(attempt=sources.highest_attempt(inventory) + 1)
+    history = merge(work.status.history, sources.store_records(inventory))
+    sealed = _sealed(work)
+    memory = sources.common_copies(sealed, work.job.world_size, history)
+    source = sources.choose(memory, inventory, history, work.status.excluded)
+    if source is None and not _may_start_from_scratch(work):
+        return
+    missing = [r for r in range(work.job.world_size) if not sealed.get(r)]
+    why = sources.explain(source, missing, inventory)
+    resume = Resume(work.status.attempt, source.step if source else -1)
+    work.set(source=source, history=extend(history, resume), running_since=None)
+    work.stage("preparing", why)
+    work.emit(reasons.RESUMING, f"attempt {work.status.attempt}: {why}")
+    _prepare(work)
+
+
+def _may_start_from_scratch(work: Pass) -> bool:
+    """Only if every store was read and none holds anything: else steps that exist would silently be trained again."""
+    stores = work.observed.inventory.stores if work.observed.inventory else ()
+    unusable = [f"{s.name}: {u}" for s in stores for u in s.unusable]
+    if unusable:
+        text = f"no usable checkpoint, but {'; '.join(unusable[:3])}"
+        failures.end(work, reasons.CHECKPOINT_UNUSABLE, f"{text}: fix the spec or give the store another path")
+        return False
+    broken = "; ".join(f"{s.name}: {s.error}" for s in stores if s.error)
+    if not broken:
+        return True
+    if work.in_stage() > work.job.policy.startup_deadline:
+        failures.end(work, reasons.CHECKPOINT_UNUSABLE, f"no store could be read in time: {broken}")
+        return False
+    work.set(message=f"waiting for stores, they may hold a checkpoint: {broken}")
+    work.do(Inspect(work.current[0].name))
+    return False
+
+
+# --- preparing and launching: all or nobody
+
+
+def _prepare(work: Pass) -> None:
+    number = work.status.attempt
+    rejected = [(p, p.agent) for p in work.current if p.agent and p.agent.attempt == number and p.agent.phase == "failed"]
+    if rejected:
+        _reject(work, *rejected[0])
+        return
+    for pod in work.current:
+        if pod.agent is None or pod.agent.attempt < number:
+            work.do(Send(pod.name, _prepare_command(work)))
+    if all(p.agent and p.agent.attempt == number and p.agent.phase == "prepared" for p in work.current):
+        work.stage("launching", f"attempt {number}: all {work.job.replicas} pods are prepared")
+        _launch(work)
+    elif work.in_stage() > work.job.policy.prepare_deadline:
+        late = [p.name for p in work.current if not (p.agent and p.agent.phase == "prepared")]
+        text = f"not prepared within {work.job.policy.prepare_deadline:.0f} s: {', '.join(late)}"
+        failures.fail(work, Cause(reasons.PREPARE_FAILED, text), since=None)
+
+
+def _reject(work: Pass, pod: PodView, state: AgentState) -> None:
+    """A source that can't be used is excluded, and the next best one tried, by a new attempt."""
+    if state.error_source is None:
+        failures.fail(work, Cause(reasons.PREPARE_FAILED, f"pod {pod.name}: {state.error}"), since=None)
+        return
+    work.emit(reasons.SOURCE_REJECTED, f"pod {pod.name}: {state.error}", warning=True)
+    failures.exclude(work, state.error_source, f"{state.error_source.level} rejected: {state.error}")
+
+
+def _prepare_command(work: Pass) -> Command:
+    status = work.status
+    return Command(
+        "prepare",
+        status.attempt,
+        members=_members(work),
+        source=status.source,
+        history=status.history,
+        master_port=29500 + status.attempt % 500,
+        grace_seconds=0.0 if status.cause else work.job.policy.grace,
+        reason=status.message,
+    )
+
+
+def _members(work: Pass) -> tuple[Member, ...]:
+    size = work.job.processes
+    return tuple(Member(p.index, p.name, p.ip, p.port, p.index * size, size) for p in work.current)
+
+
+def _launch(work: Pass) -> None:
+    number = work.status.attempt
+    agents = [(p, p.agent) for p in work.current if p.agent and p.agent.attempt == number]
+    for pod, agent in agents:
+        if agent.phase == "prepared":
+            work.do(Send(pod.name, Command("launch", number)))
+    if len(agents) == work.job.replicas and all(a.phase in ("running", "exited") for _, a in agents):
+        phase = work.status.phase if work.status.cause else "Starting"
+        work.set(phase=phase, excluded=work.status.excluded)
+        work.stage("running", f"attempt {number}: processes started")
+    elif work.in_stage() > work.job.policy.prepare_deadline:
+        failures.fail(work, Cause(reasons.PREPARE_FAILED, "launchers did not start the processes in time"), since=None)
+
+
+# --- running
+
+
+def _run(work: Pass) -> None:
+    work.set(ready=sum(_ready(p) for p in work.current))
+    failure = failures.find(work)
+    if failure is not None:
+        failures.handle(work, failure)
+    elif len(work.ranks) == work.job.world_size and all(r.exit_code == 0 for r in work.ranks):
+        work.set(step=work.status.reached)
+        work.stage("completing", "all ranks exited 0: saving the last step")
+        _complete(work)
+
+
+# --- draining: a planned loss (a pod is being deleted) while its memory is still there
+
+
+def _only_deletions(gone: Mapping[int, Cause]) -> bool:
+    return all(c.reason == reasons.POD_DELETED for c in gone.values())
+
+
+def _can_drain(work: Pass, gone: Mapping[int, Cause]) -> bool:
+    return _only_deletions(gone) and bool(work.job.stores) and all(p.fresh(_FRESH) for p in work.current)
+
+
+def _start_drain(work: Pass, cause: Cause) -> None:
+    work.set(cause=cause, failed_at=work.now, lost_at_step=work.status.reached)
+    work.emit(reasons.DRAINING, f"{cause.message}: saving the newest step before it goes", warning=True)
+    work.stage("draining", cause.message)
+    _drain(work)
+
+
+def _drain(work: Pass) -> None:
+    leaving = {p.index: Cause(reasons.POD_DELETED, p.name) for p in work.current if p.deleting}
+    for worker in work.status.workers:
+        if worker.index in leaving:
+            work.do(CreatePod(worker.index, worker.incarnation + 1))
+    alive = all(p.fresh(_FRESH) for p in work.current) and len(work.current) == work.job.replicas
+    if alive and not _persisted(work) and work.in_stage() < work.job.policy.drain_deadline:
+        _persist(work, stop=True)
+        return
+    missing = {w.index for w in work.status.workers} - {p.index for p in work.current}
+    causes = {**leaving, **{i: Cause(reasons.POD_DELETED, "pod is gone") for i in missing}}
+    give_up(work, causes)
+
+
+def _persist(work: Pass, *, stop: bool) -> None:
+    for pod in work.current:
+        if stop and pod.agent and any(r.state == "running" for r in pod.agent.ranks):
+            work.do(Send(pod.name, Command("stop", work.status.attempt, grace_seconds=0.0, reason="draining")))
+        work.do(Send(pod.name, Command("persist", work.status.attempt)))
+    work.look_again = 0.3
+
+
+def _persisted(work: Pass) -> bool:
+    """Whether each healthy store holds the newest step that is common in memory."""
+    common = sources.common_copies(_sealed(work), work.job.world_size, work.status.history)
+    if not common:
+        return True
+    coordinator = next((a for a in work.agents if a.index == 0), None)
+    if coordinator is None:
+        return True
+    newest = max(common)
+    return all(s.error or (s.committed is not None and s.committed >= newest) for s in coordinator.stores)
+
+
+# --- the good end
+
+
+def _complete(work: Pass) -> None:
+    if work.job.stores and not _persisted(work) and work.in_stage() < work.job.policy.drain_deadline * 3:
+        _persist(work, stop=False)
+        return
+    work.stage("finishing", "last step saved: pods may go")
+    _finish(work)
+
+
+def _finish(work: Pass) -> None:
+    left = [p for p in work.current if p.phase not in ("Succeeded", "Failed") and not p.deleting]
+    for pod in left:
+        if pod.agent is not None and pod.agent.phase != "finished":
+            work.do(Send(pod.name, Command("finish", work.status.attempt, exit_code=0)))
+    heard = [p for p in left if p.fresh(_FRESH)]
+    if left and heard and work.in_stage() < work.job.policy.drain_deadline * 3:
+        return
+    work.set(phase="Succeeded", completed_at=work.now, ready=0, failed_at=None)
+    work.stage("done", _farewell(work))
+    work.emit(reasons.COMPLETED, work.status.message)
+
+
+def _farewell(work: Pass) -> str:
+    status = work.status
+    if status.reached < 0:
+        return "all ranks exited 0 without reporting a step: does the script call holdfast.Checkpointer.steps()?"
+    return f"finished at step {status.reached} after {status.recoveries} recoveries, goodput {status.goodput or 0:.1%}"

@@ -1,0 +1,251 @@
+"""What the planner sees, remembers and orders: plain frozen values, no behaviour beyond small look-ups.
+
+Times are seconds since the epoch (`now` is an argument of `plan`); ages and idle times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..messages import AgentState, Command, Inventory, Source
+from ..timeline import History
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The job's limits. `lost_after`: silence of a sidecar before its pod is judged lost."""
+
+    restart_limit: int = 20
+    restart_window: float = 3600.0
+    no_progress_limit: int = 3
+    startup_deadline: float = 600.0
+    hang_deadline: float = 300.0
+    prepare_deadline: float = 180.0
+    lost_after: float = 5.0
+    drain_deadline: float = 20.0
+    grace: float = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The part of a TrainingJob's spec that decisions depend on. `stores` are names, in the user's order."""
+
+    namespace: str
+    name: str
+    uid: str
+    replicas: int
+    processes: int = 1
+    stores: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.replicas * self.processes
+
+    def pod_name(self, index: int, incarnation: int) -> str:
+        """Name of a pod; new for each incarnation, so that nothing waits for one stuck Terminating."""
+        return f"{self.name}-{self.uid[:5]}-{index}-{incarnation}"
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod of the job as observed now. `waiting` is the kubelet's or scheduler's reason with its message.
+
+    `agent` is the last state received from this pod's sidecar, `agent_age` how long ago; `refused` means that the last dial
+    was answered by a refusal: the pod's network is alive, its sidecar is not.
+    """
+
+    name: str
+    index: int
+    incarnation: int
+    phase: str = "Pending"
+    deleting: bool = False
+    node: str = ""
+    ip: str = ""
+    port: int = 0
+    age: float = 0.0
+    waiting: str = ""
+    agent: AgentState | None = None
+    agent_age: float | None = None
+    dial_failures: int = 0
+    refused: bool = False
+    node_ready: bool | None = None
+    node_lease_age: float | None = None
+
+    def fresh(self, within: float) -> bool:
+        """Whether its sidecar was heard within that many seconds."""
+        return self.agent_age is not None and self.agent_age <= within
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One look at the world. `inventory` is the stores' answer for the current attempt, if one was asked for."""
+
+    pods: tuple[PodView, ...] = ()
+    inventory: Inventory | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Which incarnation of a pod counts."""
+
+    index: int
+    incarnation: int = 1
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt ended. `evidence` is quoted from what was observed."""
+
+    reason: str
+    message: str
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A finished recovery: level and step that served, steps lost, seconds from fault to the next finished step."""
+
+    attempt: int
+    cause: str
+    message: str
+    level: str
+    step: int
+    lost_steps: int
+    seconds: float
+    time: float
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LevelStatus:
+    """Newest step committed at a level and when that was first seen."""
+
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """How often processes were restarted in place, pods replaced, and the whole set of pods lost."""
+
+    process: int = 0
+    pod: int = 0
+    job: int = 0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """As in Kubernetes; `since` is the time of the last change of `status`."""
+
+    type: str
+    status: bool
+    reason: str
+    message: str
+    since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """All that the planner remembers between passes; kept in the resource's status, written before any action.
+
+    `stage` of the attempt: new, gathering, preparing, launching, running, draining, completing, finishing, done.
+    `reached` is the furthest step that all ranks finished in any attempt.
+    """
+
+    phase: str = "Pending"
+    stage: str = "new"
+    attempt: int = 0
+    stage_since: float = 0.0
+    source: Source | None = None
+    history: History = ()
+    excluded: tuple[Source, ...] = ()
+    workers: tuple[Worker, ...] = ()
+    cause: Cause | None = None
+    failed_at: float | None = None
+    lost_at_step: int = -1
+    step: int = -1
+    reached: int = -1
+    restarts: Restarts = field(default_factory=Restarts)
+    recent_failures: tuple[float, ...] = ()
+    no_progress: int = 0
+    no_progress_step: int = -1
+    checkpoints: Mapping[str, LevelStatus] = field(default_factory=dict)
+    last_recovery: Recovery | None = None
+    recoveries: int = 0
+    first_step_at: float | None = None
+    running_since: float | None = None
+    lost_seconds: float = 0.0
+    goodput: float | None = None
+    ready: int = 0
+    completed_at: float | None = None
+    conditions: tuple[Condition, ...] = ()
+    message: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class CreatePod:
+    """Create this incarnation; does nothing if it exists."""
+
+    index: int
+    incarnation: int
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    """Delete a pod that no longer counts. `force`: without waiting for its kubelet."""
+
+    name: str
+    reason: str
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class EndPod:
+    """Stop a pod for good but keep the object and its logs (the job failed)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """Give a sidecar an order."""
+
+    pod: str
+    command: Command
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Ask a sidecar what the stores hold; the answer comes with a later observation."""
+
+    pod: str
+
+
+@dataclass(frozen=True)
+class Emit:
+    """An event on the job. `warning` decides its type."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+Action = CreatePod | DeletePod | EndPod | Send | Inspect | Emit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to remember, then what to do, and when to look again at the latest (seconds)."""
+
+    status: Status
+    actions: tuple[Action, ...]
+    reason: str
+    look_again: float = 1.0
