@@ -66,30 +66,30 @@ def _delegate(folder: Path) -> None:
         (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in offered), encoding="ascii")
 
 
-def ours() -> list[Path]:
-    """Our groups in all hierarchies, children first."""
+def ours(node: str = "") -> list[Path]:
+    """Our groups in all hierarchies, or one node's, children first."""
     found = []
     for root in hierarchies():
-        top = root / CGROUP
+        top = root / CGROUP / node
         if top.is_dir():
             found += [Path(folder) for folder, _, _ in os.walk(top, topdown=False)]
     return found
 
 
-def remove(timeout: float = 20.0) -> None:
-    """Kills what is left in our groups and removes them; raises ClusterError when one stays busy."""
+def remove(node: str = "", timeout: float = 20.0) -> None:
+    """Kills what is left in our groups (or one node's) and removes them; raises ClusterError when one stays busy."""
 
     def gone() -> bool:
-        for group in ours():
+        for group in ours(node):
             _kill_members(group)
             with contextlib.suppress(OSError):
                 group.rmdir()
-        return not ours()
+        return not ours(node)
 
     try:
         wait_until(gone, timeout=timeout, what="", every=0.2)
     except ClusterError:
-        left = ", ".join(map(str, ours()[:3]))
+        left = ", ".join(map(str, ours(node)[:3]))
         raise ClusterError(f"control groups stay busy: {left}; see their cgroup.procs") from None
 
 

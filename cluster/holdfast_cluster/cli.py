@@ -296,7 +296,7 @@ def _prometheus(options: argparse.Namespace, paths: Paths) -> int:
     if options.action == "start":
         prometheus.start(paths, plan, options.config)
     elif options.action == "stop":
-        prometheus.daemon(paths).stop()
+        prometheus.stop(paths)
         print("prometheus stopped")
         return 0
     print(prometheus.endpoint(plan))

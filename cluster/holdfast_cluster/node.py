@@ -54,6 +54,7 @@ def power_on(paths: Paths, plan: Plan, node: str, nodes: int) -> None:
     if init_pid(paths, node) is not None:
         raise ClusterError(f"{node} is on already")
     network.remove_link(node)
+    cgroups.remove(node)
     cgroups.make(node)
     _write_configs(paths, plan, node)
     process = _spawn(paths, node)
@@ -106,6 +107,8 @@ def kill_init(paths: Paths, node: str) -> None:
         wait_until(lambda: init_pid(paths, node) is None, timeout=30, what=f"{node} does not die", every=0.05)
     pid_file(paths, node).unlink(missing_ok=True)
     network.remove_link(node)
+    # They would not outlive a real machine, and stale ones cost the next kubelet 20 s of looking for their containers.
+    cgroups.remove(node)
 
 
 def container_runtime_ready(paths: Paths, node: str) -> bool:

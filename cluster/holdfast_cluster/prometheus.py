@@ -1,7 +1,8 @@
-"""Debian's Prometheus, started on demand; it finds the pods to scrape through the API server, as in production."""
+"""Debian's Prometheus, started on demand, and beside it `discovery`, which tells it the pods to scrape."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from holdfast_cluster.config import PORTS, ClusterError, Paths, Plan
@@ -13,23 +14,32 @@ def daemon(paths: Paths) -> Daemon:
     return Daemon("prometheus", paths)
 
 
+def _discovery(paths: Paths) -> Daemon:
+    return Daemon("prometheus-discovery", paths)
+
+
 def endpoint(plan: Plan) -> str:
     return f"http://{plan.bridge_address}:{PORTS['prometheus']}"
 
 
 def start(paths: Paths, plan: Plan, config: Path | None) -> bool:
-    """Starts it with a configuration in which `${KUBECONFIG}` stands for its own kubeconfig; False when it runs."""
+    """Starts it with a configuration in which `${PODS}` stands for the file of pods; False when it runs already."""
     server = daemon(paths)
     if server.alive():
         return False
     source = config or paths.source / "manifests" / "prometheus.yml"
     if not source.exists():
         raise ClusterError(f"no Prometheus configuration at {source}: give one with --config")
-    text = source.read_text(encoding="utf-8").replace("${KUBECONFIG}", str(paths.pki / "prometheus.kubeconfig"))
     folder = paths.state / "prometheus"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "prometheus.yml"
-    target.write_text(text, encoding="utf-8")
+    pods, target = folder / "pods.json", folder / "prometheus.yml"
+    target.write_text(source.read_text(encoding="utf-8").replace("${PODS}", str(pods)), encoding="utf-8")
+    server.log.unlink(missing_ok=True)
+    _discovery(paths).stop()
+    _discovery(paths).start(
+        [sys.executable, "-m", "holdfast_cluster.discovery", paths.pki / "prometheus.kubeconfig", pods],
+        {"PYTHONPATH": str(paths.source)},
+    )
     server.start(
         [
             "prometheus",
@@ -42,3 +52,9 @@ def start(paths: Paths, plan: Plan, config: Path | None) -> bool:
     )
     server.wait_ready(lambda: listening(plan.bridge_address, PORTS["prometheus"]), timeout=30)
     return True
+
+
+def stop(paths: Paths) -> None:
+    """Stops both; the samples stay until `down`."""
+    _discovery(paths).stop()
+    daemon(paths).stop()
