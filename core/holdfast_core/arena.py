@@ -180,11 +180,23 @@ def begin(buf: memoryview, header: ArenaHeader, index: int, data_bytes: int) -> 
 
 
 def seal(
-    buf: memoryview, header: ArenaHeader, index: int, *, step: int, attempt: int, data_bytes: int, manifest: bytes
+    buf: memoryview,
+    header: ArenaHeader,
+    index: int,
+    *,
+    step: int,
+    attempt: int,
+    data_bytes: int,
+    manifest: bytes,
+    writer: int | None = None,
 ) -> None:
-    """Write manifest and slot header, then publish the slot. Raises ArenaError if fenced or too big."""
-    if fence(buf) != attempt:
-        raise ArenaError(f"attempt {attempt} is fenced: attempt {fence(buf)} writes now")
+    """Write manifest and slot header, then publish the slot. Raises ArenaError if fenced or too big.
+
+    `writer` is the attempt that writes, if it restores a copy made by another `attempt`.
+    """
+    writer = attempt if writer is None else writer
+    if fence(buf) != writer:
+        raise ArenaError(f"attempt {writer} is fenced: attempt {fence(buf)} writes now")
     if data_bytes + len(manifest) > header.slot_bytes:
         need = slot_bytes_for(data_bytes, len(manifest))
         raise ArenaError(f"snapshot needs {need} bytes, a slot has {header.slot_bytes}: checkpoint.memory.size must grow")

@@ -48,3 +48,4 @@ class SidecarConfig:
     tls_dir: str = TLS_DIR  # empty: no TLS, and the API listens on the Unix socket shared_dir/run/api.sock
     api_port: int = API_PORT
     metrics_port: int = METRICS_PORT  # 0: none
+    drain_seconds: float = 20.0  # how long a SIGTERM or `finish` waits for uploads
