@@ -9,7 +9,9 @@ or an operator that died half way is cured by the next pass. The stages of an at
 
 from __future__ import annotations
 
-from . import conditions, progress, stages
+from dataclasses import replace
+
+from . import conditions, progress, reasons, stages
 from .judge import lost
 from .passing import Pass
 from .types import Cause, CreatePod, DeletePod, EndPod, Job, Observed, Plan, Status, Worker
@@ -40,7 +42,8 @@ def _begin(work: Pass) -> None:
 
 def _pods(work: Pass) -> None:
     """Give up lost pods (their successors get new names) and create what is missing."""
-    gone = _find_lost(work)
+    gone = _find_lost(work) | _find_vanished(work)
+    _remember_seen(work)
     if gone and work.status.stage in ("completing", "finishing"):
         gone = {}  # training has ended well: nobody is replaced any more
     stages.pods_lost(work, gone)
@@ -57,6 +60,17 @@ def _find_lost(work: Pass) -> dict[int, Cause]:
         if cause is not None:
             found[pod.index] = cause
     return found
+
+
+def _find_vanished(work: Pass) -> dict[int, Cause]:
+    vanished = [w for w in work.status.workers if w.seen and work.pod(w.index) is None]
+    names = {w.index: work.job.pod_name(w.index, w.incarnation) for w in vanished}
+    return {i: Cause(reasons.POD_DELETED, f"pod {name} is gone") for i, name in names.items()}
+
+
+def _remember_seen(work: Pass) -> None:
+    seen = {p.index for p in work.current}
+    work.set(workers=tuple(replace(w, seen=w.seen or w.index in seen) for w in work.status.workers))
 
 
 def _delete_stale(work: Pass) -> None:

@@ -9,7 +9,7 @@ from ..messages import MEMORY, AgentState, Command, Member
 from ..timeline import Copy, Resume, extend, merge
 from . import failures, reasons, sources
 from .passing import Pass
-from .types import Cause, CreatePod, Inspect, PodView, Send
+from .types import Cause, CreatePod, Inspect, PodView, Send, Worker
 
 _FRESH = 3.0  # seconds; an agent heard within this time is there
 
@@ -26,7 +26,7 @@ def pods_lost(work: Pass, gone: Mapping[int, Cause]) -> None:
 
 def give_up(work: Pass, gone: Mapping[int, Cause]) -> None:
     """The lost pods' successors count from now on."""
-    workers = tuple(replace(w, incarnation=w.incarnation + (w.index in gone)) for w in work.status.workers)
+    workers = tuple(Worker(w.index, w.incarnation + 1) if w.index in gone else w for w in work.status.workers)
     for index, cause in gone.items():
         work.emit(reasons.POD_REPLACED, f"pod {index}: {cause.message}", warning=True)
     silence = max((p.agent_age or 0.0 for p in work.current if p.index in gone and not p.deleting), default=0.0)

@@ -81,7 +81,10 @@ class PodView:
 
 @dataclass(frozen=True)
 class Observed:
-    """One look at the world. `inventory` is the stores' answer for the current attempt, if one was asked for."""
+    """One look at the world. `pods` must be complete: a pod that was seen and is missing counts as gone.
+
+    `inventory` is the stores' answer for the current attempt, if one was asked for.
+    """
 
     pods: tuple[PodView, ...] = ()
     inventory: Inventory | None = None
@@ -89,10 +92,11 @@ class Observed:
 
 @dataclass(frozen=True)
 class Worker:
-    """Which incarnation of a pod counts."""
+    """Which incarnation of a pod counts. `seen`: it existed, so that its absence means that it is gone."""
 
     index: int
     incarnation: int = 1
+    seen: bool = False
 
 
 @dataclass(frozen=True)

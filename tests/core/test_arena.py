@@ -1,0 +1,122 @@
+"""The arena's layout: a slot is there as a whole or not at all, and damage is noticed."""
+
+from __future__ import annotations
+
+import pytest
+from holdfast_core import arena
+from holdfast_core.arena import ArenaError, ArenaHeader, Slot, SlotState
+
+HEADER = ArenaHeader("0123-uid", rank=5, world_size=8, slots=3, slot_bytes=2 * arena.PAGE)
+
+
+def formatted(attempt: int = 1) -> memoryview:
+    buf = memoryview(bytearray(HEADER.total_bytes))
+    arena.format_arena(buf, HEADER, attempt)
+    return buf
+
+
+def write(buf: memoryview, index: int, step: int, data: bytes = b"weights", attempt: int = 1) -> None:
+    area = arena.begin(buf, HEADER, index, len(data))
+    area[:] = data
+    arena.seal(buf, HEADER, index, step=step, attempt=attempt, data_bytes=len(data), manifest=b"{}")
+
+
+def test_what_was_sealed_is_read_back():
+    buf = formatted()
+    write(buf, 1, 7)
+    slot = arena.read_slot(buf, 1)
+    assert (slot.state, slot.step, slot.attempt) == (SlotState.SEALED, 7, 1)
+    assert bytes(arena.slot_data(buf, HEADER, slot)) == b"weights"
+    assert arena.slot_manifest(buf, HEADER, slot) == b"{}"
+    assert arena.read_header(buf) == HEADER
+
+
+def test_a_crash_before_the_seal_leaves_the_slot_unsealed_and_the_others_whole():
+    buf = formatted()
+    write(buf, 0, 1)
+    write(buf, 1, 2)
+    arena.begin(buf, HEADER, 0, 100)[:50] = bytes(50)
+    assert arena.read_slot(buf, 0).state is SlotState.WRITING
+    assert arena.read_slot(buf, 1).step == 2
+
+
+def test_the_sequence_tells_two_snapshots_in_one_slot_apart():
+    buf = formatted()
+    write(buf, 0, 1)
+    first = arena.read_slot(buf, 0).sequence
+    write(buf, 0, 2)
+    assert arena.read_slot(buf, 0).sequence != first
+
+
+def test_a_fenced_attempt_cannot_seal():
+    buf = formatted()
+    area = arena.begin(buf, HEADER, 0, 4)
+    area[:] = b"late"
+    arena.set_fence(buf, 2)
+    with pytest.raises(ArenaError, match="fenced"):
+        arena.seal(buf, HEADER, 0, step=1, attempt=1, data_bytes=4, manifest=b"{}")
+    assert arena.read_slot(buf, 0).state is not SlotState.SEALED
+
+
+def test_too_big_a_snapshot_says_which_setting_must_grow():
+    buf = formatted()
+    with pytest.raises(ArenaError, match="slot of 8192"):
+        arena.begin(buf, HEADER, 0, HEADER.slot_bytes + 1)
+    with pytest.raises(ArenaError, match=r"memory\.size"):
+        arena.seal(buf, HEADER, 0, step=1, attempt=1, data_bytes=HEADER.slot_bytes, manifest=b"{}")
+
+
+@pytest.mark.parametrize("offset", range(8, 104))
+def test_each_byte_of_the_header_is_protected(offset):
+    buf = formatted()
+    buf[offset] ^= 1
+    with pytest.raises(ArenaError):
+        arena.read_header(buf)
+
+
+@pytest.mark.parametrize("offset", range(8, 48))
+def test_each_byte_of_a_slot_header_is_protected(offset):
+    buf = formatted()
+    write(buf, 0, 1)
+    buf[arena.PAGE + offset] ^= 0x10
+    with pytest.raises(ArenaError):
+        arena.slot_manifest(buf, HEADER, arena.read_slot(buf, 0))
+
+
+def test_a_file_cut_short_is_refused():
+    buf = formatted()
+    with pytest.raises(ArenaError, match="cut short"):
+        arena.read_header(buf[: HEADER.total_bytes - 1])
+    with pytest.raises(ArenaError, match="only 10 bytes"):
+        arena.read_header(buf[:10])
+
+
+def test_a_flipped_manifest_is_refused():
+    buf = formatted()
+    write(buf, 2, 1)
+    buf[HEADER.region(2) + len(b"weights")] ^= 1
+    with pytest.raises(ArenaError, match="manifest"):
+        arena.slot_manifest(buf, HEADER, arena.read_slot(buf, 2))
+
+
+def sealed(index: int, step: int, lease: int = 0) -> Slot:
+    return Slot(index, SlotState.SEALED, step, lease_until=lease)
+
+
+@pytest.mark.parametrize(
+    ("slots", "committed", "expected", "why"),
+    [
+        ([Slot(0, SlotState.EMPTY), sealed(1, 5)], -1, 0, "an empty slot first"),
+        ([Slot(0, SlotState.WRITING), sealed(1, 5)], -1, 0, "a torn slot is free"),
+        ([sealed(0, 4), sealed(1, 5), sealed(2, 6)], 6, 0, "the oldest below the committed step"),
+        ([sealed(0, 4), sealed(1, 5), sealed(2, 6)], 5, 0, "4 may go: 5 is sealed by everybody"),
+        ([sealed(0, 4), sealed(1, 5), sealed(2, 6)], 4, None, "4 may be the last common step: skip"),
+        ([sealed(0, 4), sealed(1, 5)], 5, 0, "two slots"),
+        ([sealed(0, 4, lease=99), sealed(1, 5), sealed(2, 6)], 6, 1, "a leased slot is left alone"),
+        ([sealed(0, 4, lease=99), sealed(1, 5, lease=99), sealed(2, 6)], 6, None, "all old ones leased: skip"),
+        ([sealed(0, 4, lease=5), sealed(1, 5), sealed(2, 6)], 6, 0, "an expired lease is none"),
+        ([sealed(0, 4), sealed(1, 5), sealed(2, 6)], -1, None, "nothing known to be committed: skip"),
+    ],
+)
+def test_which_slot_may_be_overwritten(slots, committed, expected, why):
+    assert arena.choose_slot(slots, committed, now_ns=10) == expected, why
