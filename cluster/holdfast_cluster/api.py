@@ -53,6 +53,7 @@ class Api:
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
     def get(self, path: str) -> Any:
+        """The decoded answer to a GET."""
         return self.request("GET", path)
 
     def apply(self, manifest: dict[str, Any]) -> None:
@@ -65,6 +66,7 @@ class Api:
         self.request("PATCH", path, manifest, "application/apply-patch+yaml")
 
     def ready(self) -> bool:
+        """Whether the server answers and says that it is ready."""
         try:
             return bool(self.get("/readyz") == "ok")
         except ClusterError:

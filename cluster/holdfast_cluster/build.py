@@ -30,8 +30,7 @@ class Program:
 
 
 _VERSION_FLAGS = "".join(
-    f" -X {package}.gitVersion=v{KUBERNETES}"
-    for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    f" -X {package}.gitVersion=v{KUBERNETES}" for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 )
 PROGRAMS = {
     "kube": Program("kube", flags="-s -w" + _VERSION_FLAGS),
@@ -53,6 +52,7 @@ def content_key(files: Iterable[Path], *extra: str) -> str:
 
 
 def module_folder(paths: Paths, program: Program) -> Path:
+    """The folder of a program's Go module in the source tree."""
     return paths.source / "go" / program.name
 
 
@@ -79,7 +79,7 @@ def build(paths: Paths, name: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
         out = Path(work) / name
-        argv = [go(paths), "build", "-trimpath", "-ldflags", program.flags, "-o", out, program.package]
+        argv: list[str | Path] = [go(paths), "build", "-trimpath", "-ldflags", program.flags, "-o", out, program.package]
         env = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOTOOLCHAIN": "local"}
         log = paths.cache / "logs" / f"go-{name}.log"
         run(argv, timeout=3600, log=log, env=env, cwd=module_folder(paths, program))

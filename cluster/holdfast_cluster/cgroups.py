@@ -18,6 +18,7 @@ _NEEDED = {"cpu", "memory", "pids"}
 
 
 def is_v2(root: Path = ROOT) -> bool:
+    """Whether the machine has the unified hierarchy alone."""
     return (root / "cgroup.controllers").exists()
 
 

@@ -21,6 +21,7 @@ from holdfast_cluster.shell import run, succeeds, wait_until
 
 def remove_everything(paths: Paths) -> None:
     """Removes the cluster and its state folder; raises ClusterError that lists what would not go."""
+    _refuse_foreign(paths)
     # The wires first: no process on a node may reach anybody while it is being killed.
     for link in network.our_links():
         succeeds(["ip", "link", "set", link, "down"])
@@ -49,17 +50,28 @@ def leftovers(paths: Paths) -> list[str]:
     return found
 
 
+def _refuse_foreign(paths: Paths) -> None:
+    """Raises ClusterError when the links belong to a live cluster with another state folder."""
+    found = {value for value in _markers().values() if value != str(paths.state)}
+    if found:
+        raise ClusterError(f"another cluster runs here: set HOLDFAST_CLUSTER_STATE={found.pop()} and use that one")
+
+
 def members(paths: Paths) -> list[int]:
     """Live processes that carry the marker of this state folder."""
-    mark = f"{MARKER}={paths.state}".encode()
-    found = []
+    return sorted(pid for pid, state in _markers().items() if state == str(paths.state))
+
+
+def _markers() -> dict[int, str]:
+    """{pid: state folder} of all live processes that carry a marker."""
+    head, found = f"{MARKER}=".encode(), {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):
-            if mark in (entry / "environ").read_bytes().split(b"\0") and start_time(int(entry.name)) is not None:
-                found.append(int(entry.name))
-    return sorted(found)
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                for variable in (entry / "environ").read_bytes().split(b"\0"):
+                    if variable.startswith(head) and start_time(int(entry.name)) is not None:
+                        found[int(entry.name)] = os.fsdecode(variable[len(head) :])
+    return found
 
 
 def _kill_members(paths: Paths) -> None:

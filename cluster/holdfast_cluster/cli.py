@@ -18,7 +18,7 @@ from holdfast_cluster import build, cleanup, cluster, images, network, node, pac
 from holdfast_cluster.api import Api
 from holdfast_cluster.config import ClusterError, Paths, paths_from_environment
 from holdfast_cluster.progress import Reporter
-from holdfast_cluster.shell import resume, wait_until
+from holdfast_cluster.shell import uninterrupted, wait_until
 
 LOCK_SECONDS = 1800
 _EXISTING = {"kubeconfig", "status", "kubectl", "helm"}
@@ -139,15 +139,10 @@ def _up(options: argparse.Namespace, paths: Paths) -> int:
     reporter = Reporter()
     _require_root()
     with _exclusive("machine"):
-        try:
-            fresh = cluster.up(paths, options.nodes, reporter)
-        except BaseException:
-            resume()
-            reporter.say("clean-up", "the start failed; removing what was started")
-            with _uninterrupted():
-                cleanup.remove_everything(paths)
-            raise
+        fresh = cluster.up(paths, options.nodes, reporter)
     took = f"up in {reporter.elapsed():.1f} s" if fresh else "up already, nothing to do"
+    off = cluster.powered_off(paths)
+    took += f" ({', '.join(off)} powered off)" if off else ""
     print(f"the cluster is {took}; export KUBECONFIG={paths.kubeconfig}")
     return 0
 
@@ -155,22 +150,11 @@ def _up(options: argparse.Namespace, paths: Paths) -> int:
 def _down(options: argparse.Namespace, paths: Paths) -> int:
     reporter = Reporter()
     _require_root()
-    with _exclusive("machine"), _uninterrupted():
+    with _exclusive("machine"), uninterrupted():
         was_there = bool(cleanup.leftovers(paths)) or paths.state.exists()
         cleanup.remove_everything(paths)
     print(f"the cluster is gone ({reporter.elapsed():.1f} s)" if was_there else "there was no cluster")
     return 0
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Lets a clean-up finish: it is bounded, and half a clean-up helps nobody."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _require_root() -> None:

@@ -26,7 +26,7 @@ from holdfast_cluster.api import Api
 from holdfast_cluster.config import ClusterError, Paths, Plan, choose_plan, node_index, node_names
 from holdfast_cluster.daemon import Daemon
 from holdfast_cluster.progress import Part, Reporter, run_parts
-from holdfast_cluster.shell import tail, wait_until
+from holdfast_cluster.shell import resume, tail, uninterrupted, wait_until
 
 READY_SECONDS = 120
 
@@ -75,7 +75,8 @@ def prepare(paths: Paths, reporter: Reporter) -> dict[str, float]:
 
 def up(paths: Paths, count: int, reporter: Reporter) -> bool:
     """Brings up a cluster with `count` nodes; False when that one is up already. Cleans up after a failure."""
-    if is_healthy(paths, count):
+    if is_healthy(paths):
+        _same_size(load(paths), count)
         return False
     if cleanup.leftovers(paths):
         reporter.say("clean-up", "removing what an earlier cluster left")
@@ -84,9 +85,25 @@ def up(paths: Paths, count: int, reporter: Reporter) -> bool:
     prepare(paths, reporter)
     try:
         _bring_up(paths, count, reporter)
-    except ClusterError as error:
-        raise ClusterError(f"{error}\n{_keep_logs(paths)}") from None
+    except BaseException as error:
+        kept = _keep_logs(paths)
+        _clean_up(paths, reporter)
+        if isinstance(error, ClusterError):
+            raise ClusterError(f"{error}\n{kept}") from None
+        raise
     return True
+
+
+def _same_size(record: Record, count: int) -> None:
+    if len(record.nodes) != count:
+        raise ClusterError(f"a cluster with {len(record.nodes)} nodes is up: `cluster down` it first")
+
+
+def _clean_up(paths: Paths, reporter: Reporter) -> None:
+    reporter.say("clean-up", "the start failed; removing what was started")
+    resume()
+    with uninterrupted():
+        cleanup.remove_everything(paths)
 
 
 def _bring_up(paths: Paths, count: int, reporter: Reporter) -> None:
@@ -132,9 +149,17 @@ def _wait_nodes(paths: Paths, api: Api, nodes: list[str]) -> None:
     try:
         wait_until(all_ready, timeout=READY_SECONDS, what="nodes are not Ready", every=0.3)
     except ClusterError as error:
-        late = [name for name in nodes if not api.nodes().get(name)]
+        late = _late(api, nodes)
         ends = "\n".join(f"end of {log}:\n{tail(log)}" for name in late[:1] for log in node.logs(paths, name)[:2])
         raise ClusterError(f"{error} ({', '.join(late)})\n{ends}") from None
+
+
+def _late(api: Api, nodes: list[str]) -> list[str]:
+    try:
+        ready = api.nodes()
+    except ClusterError:
+        return nodes
+    return [name for name in nodes if not ready.get(name)]
 
 
 def _keep_logs(paths: Paths) -> str:
@@ -148,14 +173,19 @@ def _keep_logs(paths: Paths) -> str:
     return f"all logs: {kept}"
 
 
-def is_healthy(paths: Paths, count: int | None = None) -> bool:
-    """Whether the recorded cluster's control plane runs and answers, with `count` nodes if given."""
+def is_healthy(paths: Paths) -> bool:
+    """Whether the recorded cluster's control plane runs and answers. Nodes may be off: that is their user's doing."""
     try:
-        record = load(paths)
-        alive = all(Daemon(name, paths).alive() for name in controlplane.NAMES)
-        return alive and (count is None or len(record.nodes) == count) and Api(paths.kubeconfig).ready()
+        load(paths)
+        return all(Daemon(name, paths).alive() for name in controlplane.NAMES) and Api(paths.kubeconfig).ready()
     except ClusterError:
         return False
+
+
+def powered_off(paths: Paths) -> list[str]:
+    """Names of the cluster's nodes that are off."""
+    names = load(paths).nodes
+    return sorted(set(names) - node.running_nodes(paths, names).keys())
 
 
 def load_image(paths: Paths, name: str) -> dict[str, str]:
@@ -166,10 +196,13 @@ def load_image(paths: Paths, name: str) -> dict[str, str]:
         archive = images.image_archive(paths, images.normalise(name))
         if not archive.exists():
             raise ClusterError(f"{name} is neither a tar nor the tag of a built image: `cluster build-image` it first")
-    return _load(paths, list(node.running_nodes(paths, record.nodes)), archive.resolve())
+    running = list(node.running_nodes(paths, record.nodes))
+    off = {name: "off, skipped" for name in record.nodes if name not in running}
+    return _load(paths, running, archive.resolve()) | off
 
 
 def power_on(paths: Paths, name: str) -> None:
+    """Boots a node that was powered off."""
     record = load(paths)
     node.power_on(paths, record.plan, known_node(record, name), len(record.nodes))
 

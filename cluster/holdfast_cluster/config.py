@@ -44,10 +44,12 @@ class Plan:
 
     @property
     def network(self) -> ipaddress.IPv4Network:
+        """The whole /16."""
         return ipaddress.IPv4Network(f"10.{self.second_octet}.0.0/16")
 
     @property
     def bridge_address(self) -> str:
+        """The machine's own address on the bridge: API server, S3 and Prometheus listen there."""
         return f"10.{self.second_octet}.0.1"
 
     def node_address(self, index: int) -> str:
@@ -55,30 +57,37 @@ class Plan:
         return f"10.{self.second_octet}.0.{10 + index}"
 
     def pod_subnet(self, index: int) -> str:
+        """The /24 that node `index` gives its pods addresses from."""
         return f"10.{self.second_octet}.{64 + index}.0/24"
 
     @property
     def pods(self) -> str:
+        """All nodes' pod subnets."""
         return f"10.{self.second_octet}.64.0/18"
 
     @property
     def services(self) -> str:
+        """The range of Services' addresses."""
         return f"10.{self.second_octet}.128.0/17"
 
     @property
     def api_service(self) -> str:
+        """Address of the `kubernetes` Service."""
         return f"10.{self.second_octet}.128.1"
 
     @property
     def dns_service(self) -> str:
+        """Address of the DNS Service, which has no end points."""
         return f"10.{self.second_octet}.128.10"
 
     @property
     def api_url(self) -> str:
+        """Where the API server is."""
         return f"https://{self.bridge_address}:{PORTS['kube-apiserver']}"
 
     @property
     def s3_url(self) -> str:
+        """Where the S3 server is."""
         return f"http://{self.bridge_address}:{PORTS['s3']}"
 
 
@@ -96,6 +105,7 @@ def choose_plan(routes: Iterable[ipaddress.IPv4Network]) -> Plan:
 
 
 def node_names(count: int) -> list[str]:
+    """`node-1` to `node-<count>`."""
     return [f"node-{index}" for index in range(1, count + 1)]
 
 
@@ -117,41 +127,51 @@ class Paths:
 
     @property
     def logs(self) -> Path:
+        """One log a component."""
         return self.state / "logs"
 
     @property
     def pki(self) -> Path:
+        """Keys, certificates, tokens and the components' kubeconfigs."""
         return self.state / "pki"
 
     @property
     def run(self) -> Path:
+        """Pid files."""
         return self.state / "run"
 
     @property
     def shared(self) -> Path:
+        """Mount point of the file system that all nodes share."""
         return self.state / "shared"
 
     @property
     def etcd(self) -> Path:
+        """Mount point of etcd's memory."""
         return self.state / "etcd"
 
     @property
     def kubeconfig(self) -> Path:
+        """The user's kubeconfig."""
         return self.state / "kubeconfig"
 
     @property
     def record(self) -> Path:
+        """What `up` decided."""
         return self.state / "cluster.json"
 
     @property
     def sysctls(self) -> Path:
+        """The kernel settings as they were before."""
         return self.state / "sysctls.json"
 
     @property
     def s3_file(self) -> Path:
+        """Endpoint and credentials of the S3 server."""
         return self.state / "s3.json"
 
     def node(self, name: str) -> Path:
+        """A node's disk and configuration."""
         return self.state / "nodes" / name
 
 

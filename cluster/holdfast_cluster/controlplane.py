@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import urllib.request
 
 from holdfast_cluster.api import Api
 from holdfast_cluster.build import component
@@ -51,6 +51,7 @@ def _start_etcd(paths: Paths) -> None:
         "initial-advertise-peer-urls": peer,
         "initial-cluster": f"holdfast={peer}",
         "auto-compaction-retention": "5m",
+        "quota-backend-bytes": str(768 << 20),
         "log-level": "warn",
         "logger": "zap",
     }
@@ -59,8 +60,6 @@ def _start_etcd(paths: Paths) -> None:
 
 
 def _answers(url: str) -> bool:
-    import urllib.request
-
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/health", timeout=2) as response:
@@ -143,7 +142,3 @@ def _has(api: Api, path: str) -> bool:
     except ClusterError:
         return False
     return True
-
-
-def logs(paths: Paths) -> list[Path]:
-    return [Daemon(name, paths).log for name in NAMES]

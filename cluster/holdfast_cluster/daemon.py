@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,12 @@ class Daemon:
 
     @property
     def log(self) -> Path:
+        """Where its output goes."""
         return self.paths.logs / f"{self.name}.log"
 
     @property
     def pid_file(self) -> Path:
+        """Pid and start time of the running process."""
         return self.paths.run / f"{self.name}.json"
 
     def start(self, argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> int:
@@ -54,13 +56,14 @@ class Daemon:
         return recall(self.pid_file)
 
     def alive(self) -> bool:
+        """Whether that very process lives."""
         return self.pid() is not None
 
-    def wait_ready(self, ready: object, timeout: float) -> None:
+    def wait_ready(self, ready: Callable[[], bool], timeout: float) -> None:
         """Waits until `ready()` holds; a process that died or is late fails with the end of its log."""
 
         def settled() -> bool:
-            return not self.alive() or bool(ready())  # type: ignore[operator]
+            return not self.alive() or ready()
 
         try:
             wait_until(settled, timeout=timeout, what=f"{self.name} is not ready")

@@ -34,11 +34,13 @@ find {root}/usr/lib/python3 {root}/usr/lib/python3.11 -name __pycache__ -prune -
 
 
 def rootfs(paths: Paths) -> Path:
+    """The root file system's tar, there only until the base image is made of it."""
     key = content_key([], DEBIAN, _INCLUDE, _TIDY)
     return paths.cache / "images" / f"rootfs-{key}.tar"
 
 
 def base_archive(paths: Paths) -> Path:
+    """The base image as a docker-archive."""
     return rootfs(paths).with_name(rootfs(paths).name.replace("rootfs", "base"))
 
 
@@ -51,9 +53,9 @@ def make_rootfs(paths: Paths) -> str:
     log = paths.cache / "logs" / "debootstrap.log"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".rootfs-") as work:
         root = Path(work) / "root"
-        argv = ["debootstrap", "--variant=minbase", f"--include={_INCLUDE}", DEBIAN, root, *_mirror()]
+        argv: list[str | Path] = ["debootstrap", "--variant=minbase", f"--include={_INCLUDE}", DEBIAN, root, *_mirror()]
         # An own mount namespace: debootstrap's mounts of /proc and /sys go with it, even when it is killed.
-        run(["unshare", "--mount", *argv], timeout=1800, log=log)
+        run(["unshare", "--mount", "--propagation", "slave", *argv], timeout=1800, log=log)
         run(["sh", "-ec", _TIDY.format(root=root)], timeout=120, log=log)
         part = Path(work) / "rootfs.tar"
         run(["tar", "-C", root, "--numeric-owner", "--exclude=./dev/*", "-cf", part, "."], timeout=300, log=log)
@@ -245,7 +247,18 @@ def context_files(context: Path) -> list[Path]:
 def _buildah(paths: Paths, *words: str, timeout: float = 120.0, log: Path | None = None) -> str:
     store = paths.cache / "buildah"
     # buildah mounts its own store; in a mount namespace of its own nothing of that stays on the machine.
-    argv = ["unshare", "--mount", "buildah", "--root", store / "root", "--runroot", store / "run", *words]
+    argv: list[str | Path] = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "buildah",
+        "--root",
+        store / "root",
+        "--runroot",
+        store / "run",
+        *words,
+    ]
     return run(argv, timeout=timeout, log=log, env={"BUILDAH_ISOLATION": "chroot"})
 
 

@@ -43,6 +43,7 @@ def host_link(node: str) -> str:
 
 
 def make_bridge(plan: Plan) -> None:
+    """Makes the bridge and gives the machine its address on it."""
     run(["ip", "link", "add", BRIDGE, "type", "bridge"])
     run(["ip", "addr", "add", f"{plan.bridge_address}/24", "dev", BRIDGE])
     run(["ip", "link", "set", BRIDGE, "up"])
@@ -60,9 +61,7 @@ def connect_node(plan: Plan, node: str, pid: int, nodes: int) -> None:
         f"route add {plan.services} via {plan.bridge_address}",
     ]
     inside += [
-        f"route add {plan.pod_subnet(other)} via {plan.node_address(other)}"
-        for other in range(1, nodes + 1)
-        if other != index
+        f"route add {plan.pod_subnet(other)} via {plan.node_address(other)}" for other in range(1, nodes + 1) if other != index
     ]
     run(["nsenter", "-t", str(pid), "-n", "ip", "-batch", "-"], stdin="\n".join(inside) + "\n")
     run(["ip", "route", "replace", plan.pod_subnet(index), "via", plan.node_address(index)])
@@ -74,6 +73,7 @@ def set_link(node: str, up: bool) -> None:
 
 
 def remove_link(node: str) -> None:
+    """Removes a node's wire if it is there."""
     succeeds(["ip", "link", "del", host_link(node)])
 
 
@@ -87,6 +87,7 @@ def link_up(node: str) -> bool:
 
 
 def our_links() -> list[str]:
+    """Names of the cluster's links on the machine."""
     names = [entry.name for entry in Path("/sys/class/net").iterdir()]
     return sorted(name for name in names if name == BRIDGE or name.startswith(LINK_PREFIX))
 

@@ -28,13 +28,14 @@ from holdfast_cluster.config import (
 )
 from holdfast_cluster.daemon import recall, remember
 from holdfast_cluster.images import in_node
-from holdfast_cluster.shell import run, succeeds, tail, wait_until
+from holdfast_cluster.shell import succeeds, tail, wait_until
 
 LEASE_SECONDS = 8
 """kubelet renews its Lease every quarter of this."""
 
 
 def pid_file(paths: Paths, node: str) -> Path:
+    """Where the pid of the node's process 1 is noted."""
     return paths.run / f"{node}.json"
 
 
@@ -60,9 +61,7 @@ def power_on(paths: Paths, plan: Plan, node: str, nodes: int) -> None:
     process = _spawn(paths, node)
     assert process.stdin is not None
     boot = paths.node(node) / "boot-pid"
-    wait_until(
-        lambda: process.poll() is not None or boot.exists(), timeout=20, what=f"{node} does not boot", every=0.05
-    )
+    wait_until(lambda: process.poll() is not None or boot.exists(), timeout=20, what=f"{node} does not boot", every=0.05)
     if process.poll() is not None:
         raise ClusterError(f"{node} did not boot:\n{tail(paths.logs / f'{node}.log')}")
     pid = int(boot.read_text(encoding="ascii"))
@@ -112,6 +111,7 @@ def kill_init(paths: Paths, node: str) -> None:
 
 
 def container_runtime_ready(paths: Paths, node: str) -> bool:
+    """Whether the node's containerd answers."""
     pid = init_pid(paths, node)
     return pid is not None and succeeds(in_node(pid, "ctr", "version"), timeout=10)
 
@@ -254,4 +254,3 @@ def _cni_config(subnet: str) -> dict[str, object]:
     }
     plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
     return {"cniVersion": "0.4.0", "name": "holdfast", "plugins": plugins}
-

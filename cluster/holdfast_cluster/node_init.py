@@ -19,6 +19,7 @@ RESTART_SECONDS = 1.0
 
 
 def main(boot_file: str) -> None:
+    """Sets the node up as its boot file says and serves for ever."""
     boot: dict[str, Any] = json.loads(Path(boot_file).read_text(encoding="utf-8"))
     # /proc is still the machine's, so this is the pid that the machine knows us by.
     outer_pid = os.readlink("/proc/self")

@@ -33,6 +33,7 @@ PACKAGES = {
 }
 _SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_REFUSE = "#!/bin/sh\n# Made by holdfast's cluster while it installs packages.\nexit 101\n"
 
 
 def extend_path() -> None:
@@ -57,6 +58,8 @@ def install(paths: Paths) -> str:
     apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-y", "-q"]
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     with _no_services():
+        # An earlier installation may have been interrupted half way.
+        run(["dpkg", "--configure", "-a"], timeout=600, log=log, env=env)
         run([*apt, "update"], timeout=600, log=log, env=env)
         run([*apt, "install", "--no-install-recommends", *wanted], timeout=1200, log=log, env=env)
     still = missing()
@@ -68,10 +71,10 @@ def install(paths: Paths) -> str:
 @contextlib.contextmanager
 def _no_services() -> Iterator[None]:
     """Keeps the packages' services (etcd, containerd, prometheus) from being started: they would hold ports."""
-    if _POLICY.exists():
+    if _POLICY.exists() and _POLICY.read_text(encoding="utf-8") != _REFUSE:
         yield
         return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+    _POLICY.write_text(_REFUSE, encoding="utf-8")
     _POLICY.chmod(0o755)
     try:
         yield

@@ -34,6 +34,7 @@ class Machine:
 
 
 def observe(paths: Paths) -> Machine:
+    """Looks at this machine."""
     folders = {_existing(folder) for folder in (paths.cache, paths.state)}
     linux = platform.system() == "Linux"
     return Machine(

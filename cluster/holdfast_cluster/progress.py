@@ -31,9 +31,11 @@ class Reporter:
         self._lock = threading.Lock()
 
     def elapsed(self) -> float:
+        """Seconds since the reporter was made."""
         return time.monotonic() - self._began
 
     def say(self, part: str, text: str) -> None:
+        """Prints one line."""
         with self._lock:
             print(f"[{self.elapsed():6.1f}s] {part}: {text}", file=sys.stderr, flush=True)
 

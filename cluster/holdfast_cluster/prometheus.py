@@ -11,6 +11,7 @@ from holdfast_cluster.s3 import listening
 
 
 def daemon(paths: Paths) -> Daemon:
+    """The server's process."""
     return Daemon("prometheus", paths)
 
 
@@ -19,6 +20,7 @@ def _discovery(paths: Paths) -> Daemon:
 
 
 def endpoint(plan: Plan) -> str:
+    """Where its HTTP API is."""
     return f"http://{plan.bridge_address}:{PORTS['prometheus']}"
 
 

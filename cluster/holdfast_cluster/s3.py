@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import socket
+from pathlib import Path
 from typing import Any
 
 from holdfast_cluster.build import binary
@@ -15,6 +16,7 @@ REGION = "us-east-1"
 
 
 def daemon(paths: Paths) -> Daemon:
+    """The server's process."""
     return Daemon("s3", paths)
 
 
@@ -51,7 +53,7 @@ def start(paths: Paths) -> bool:
     host = str(record["endpoint"]).removeprefix("http://").rpartition(":")[0]
     port = PORTS["s3"]
     env = {"ROOT_ACCESS_KEY": str(record["access_key"]), "ROOT_SECRET_KEY": str(record["secret_key"])}
-    argv = [binary(paths, "s3"), "--port", f"{host}:{port}", "--region", REGION, "--quiet"]
+    argv: list[str | Path] = [binary(paths, "s3"), "--port", f"{host}:{port}", "--region", REGION, "--quiet"]
     server.start([*argv, "posix", paths.state / "s3" / "data"], env)
     server.wait_ready(lambda: listening(host, port), timeout=20)
     return True
@@ -63,6 +65,7 @@ def stop(paths: Paths) -> bool:
 
 
 def listening(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True

@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from holdfast_cluster.config import ClusterError
 
@@ -54,7 +56,7 @@ def run(
 
 def _start(
     words: list[str],
-    out: object,
+    out: IO[str] | int,
     env: Mapping[str, str] | None,
     cwd: Path | None,
     stdin: str | None,
@@ -64,7 +66,7 @@ def _start(
     try:
         process = subprocess.Popen(
             words,
-            stdout=out,  # type: ignore[call-overload]
+            stdout=out,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             env=None if env is None else {**os.environ, **env},
@@ -81,7 +83,7 @@ def _start(
 
 
 @contextlib.contextmanager
-def _output(log: Path | None):  # type: ignore[no-untyped-def]
+def _output(log: Path | None) -> Iterator[IO[str] | int]:
     if log is None:
         yield subprocess.PIPE
         return
@@ -115,12 +117,22 @@ def resume() -> None:
 
 def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, every: float = 0.1) -> None:
     """Polls until `condition()` holds; raises ClusterError that names `what` after `timeout` seconds."""
-    pause = threading.Event()
-    for _ in range(max(1, int(timeout / every))):
-        if condition():
-            return
-        pause.wait(every)
-    raise ClusterError(f"{what}: not within {timeout:.0f} s")
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise ClusterError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(every)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets a clean-up finish: it is bounded, and half a clean-up helps nobody."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def tail(path: Path, lines: int = 15) -> str:

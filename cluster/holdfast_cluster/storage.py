@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 
 from holdfast_cluster.api import Api
 from holdfast_cluster.config import SHARED_IN_NODE, ClusterError, Paths
-from holdfast_cluster.shell import run
+from holdfast_cluster.shell import run, wait_until
 
 SIZE_MIB = 4096
 TMPFS_MIB = 2048
@@ -61,6 +62,10 @@ def _make_volume(paths: Paths, name: str) -> Path:
 def claim(paths: Paths, api: Api, namespace: str, name: str) -> str:
     """Gives a namespace a bound ReadWriteMany claim on a folder of its own and returns the volume's name."""
     volume = f"holdfast-{namespace}-{name}"
+    if _phase(api, volume) != "Bound":
+        # A volume stays tied to the claim that it was first bound to, even to one deleted since: begin anew, empty.
+        _delete_volume(api, volume)
+        shutil.rmtree(_volumes(paths) / volume, ignore_errors=True)
     _make_volume(paths, volume)
     api.apply(volume_manifest(volume, {"namespace": namespace, "name": name}))
     api.apply(
@@ -77,6 +82,18 @@ def claim(paths: Paths, api: Api, namespace: str, name: str) -> str:
         }
     )
     return volume
+
+
+def _phase(api: Api, volume: str) -> str:
+    """The volume's phase, empty when there is none of that name."""
+    items = api.get("/api/v1/persistentvolumes")["items"]
+    return next((str(item["status"].get("phase")) for item in items if item["metadata"]["name"] == volume), "")
+
+
+def _delete_volume(api: Api, volume: str) -> None:
+    if _phase(api, volume):
+        api.request("DELETE", f"/api/v1/persistentvolumes/{volume}")
+        wait_until(lambda: not _phase(api, volume), timeout=20, what=f"volume {volume} is not deleted")
 
 
 def volume_manifest(name: str, claim_ref: dict[str, str] | None = None) -> dict[str, object]:
