@@ -1,0 +1,348 @@
+"""The Grafana dashboard as a table of panels; `sync.py` writes it to holdfast/dashboards/holdfast.json.
+
+Kept as code because most of a dashboard's JSON is repetition, and a panel that forgets its unit, legend or description does not
+show in a diff of it. Every query selects by `$namespace` and `$job`, and only uses metrics of docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+JOB = 'namespace="$namespace", job_name=~"$job"'
+WIDTH = 24  # columns of Grafana's grid
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """PromQL and the legend of its series, in Grafana's `{{label}}` form."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. `unit` is Grafana's unit id; sizes are in grid cells."""
+
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    kind: str = "timeseries"
+    unit: str = "short"
+    width: int = 12
+    height: int = 8
+    custom: dict[str, Any] = field(default_factory=dict)
+
+
+def _stat(title: str, description: str, expr: str, unit: str = "short", **custom: Any) -> Panel:
+    return Panel(title, description, (Query(expr, "{{job_name}}"),), "stat", unit, width=4, height=4, custom=custom)
+
+
+def _mean(metric: str, labels: str) -> str:
+    """Mean of a histogram since its program started: rare events leave nothing to take a rate of."""
+    return f"sum by ({labels}) ({metric}_sum{{{JOB}}}) / sum by ({labels}) ({metric}_count{{{JOB}}})"
+
+
+def _rate(metric: str, labels: str) -> str:
+    return f"sum by ({labels}) (rate({metric}{{{JOB}}}[$__rate_interval]))"
+
+
+def _quantile(q: float, metric: str, labels: str, selector: str = JOB) -> str:
+    return f"histogram_quantile({q}, sum by (le, {labels}) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
+
+
+_STAIRS = {"lineInterpolation": "stepAfter", "fillOpacity": 0}
+_STACKED = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 30, "lineInterpolation": "stepAfter"}
+_BARS = {"drawStyle": "bars", "fillOpacity": 80, "stacking": {"mode": "normal", "group": "A"}}
+
+_GOODPUT_STEPS = [{"color": "red", "value": None}, {"color": "orange", "value": 0.8}, {"color": "green", "value": 0.95}]
+_UP_STEPS = [{"color": "red", "value": None}, {"color": "green", "value": 1}]
+
+ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Job",
+        (
+            _stat("Step", "Step that all ranks have finished.", f"max by (job_name) (holdfast_job_step{{{JOB}}})"),
+            _stat(
+                "Goodput",
+                "Share of the time since the first step that was not lost to faults, recoveries and repeated steps.",
+                f"max by (job_name) (holdfast_job_goodput_ratio{{{JOB}}})",
+                "percentunit",
+                steps=_GOODPUT_STEPS,
+            ),
+            _stat("Attempt", "Grows by one with each recovery.", f"max by (job_name) (holdfast_job_attempt{{{JOB}}})"),
+            _stat(
+                "Recoveries",
+                "Finished recoveries since the operator started.",
+                f"sum by (job_name) (holdfast_recoveries_total{{{JOB}}})",
+            ),
+            _stat(
+                "Steps lost",
+                "Steps that had to be trained again since the operator started.",
+                f"sum by (job_name) (holdfast_lost_steps_total{{{JOB}}})",
+            ),
+            _stat(
+                "Sidecars heard",
+                "Sidecars whose event stream the operator receives. Below the number of pods: it is blind to some.",
+                f"max by (job_name) (holdfast_sidecar_connected{{{JOB}}})",
+            ),
+        ),
+    ),
+    (
+        "Progress",
+        (
+            Panel(
+                "Steps by rank",
+                "Last step that each rank finished. Lines that part show a straggler; a drop is a recovery.",
+                (Query(f"max by (job_name, rank) (holdfast_rank_step{{{JOB}}})", "{{job_name}} rank {{rank}}"),),
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Freshest step by level",
+                "Newest step committed by all ranks at each level, beside the step trained. "
+                "The gap to the trained step is what a loss of the fresher levels would cost.",
+                (
+                    Query(f"max by (job_name) (holdfast_job_step{{{JOB}}})", "{{job_name}} trained"),
+                    Query(f"max by (job_name, level) (holdfast_level_step{{{JOB}}})", "{{job_name}} {{level}}"),
+                ),
+                custom=_STAIRS,
+            ),
+        ),
+    ),
+    (
+        "Recoveries",
+        (
+            Panel(
+                "Recoveries by cause and level",
+                "Finished recoveries since the operator started, by cause and by the level that served.",
+                (Query(f"sum by (cause, level) (holdfast_recoveries_total{{{JOB}}})", "{{cause}} from {{level}}"),),
+                width=8,
+                custom=_STACKED,
+            ),
+            Panel(
+                "Seconds to recover",
+                "Mean time from the fault to the next step that all ranks finished, since the operator started.",
+                (Query(_mean("holdfast_recovery_seconds", "cause, level"), "{{cause}} from {{level}}"),),
+                unit="s",
+                width=8,
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Attempt of each sidecar",
+                "Attempt that the sidecars obey. One that stays behind cannot be reached; what it writes no longer counts.",
+                (Query(f"max by (job_name, pod) (holdfast_agent_attempt{{{JOB}}})", "{{pod}}"),),
+                width=8,
+                custom=_STAIRS,
+            ),
+        ),
+    ),
+    (
+        "Snapshots",
+        (
+            Panel(
+                "Stall of a snapshot",
+                "How long a snapshot holds up the training loop: median and 99th percentile.",
+                (
+                    Query(_quantile(0.5, "holdfast_snapshot_stall_seconds", "job_name"), "{{job_name}} median"),
+                    Query(_quantile(0.99, "holdfast_snapshot_stall_seconds", "job_name"), "{{job_name}} p99"),
+                ),
+                unit="s",
+                width=8,
+            ),
+            Panel(
+                "Snapshots taken and skipped",
+                "Snapshots a second over all ranks. A skipped one costs freshness only; the reason tells what to change.",
+                (
+                    Query(_rate("holdfast_snapshots_total", "job_name"), "{{job_name}} taken"),
+                    Query(f"({_rate('holdfast_snapshots_skipped_total', 'reason')}) or vector(0)", "skipped {{reason}}"),
+                ),
+                unit="ops",
+                width=8,
+            ),
+            Panel(
+                "Memory held by snapshots",
+                "Size of the arenas of each pod. It counts against the sidecar's memory limit.",
+                (Query(f"max by (pod) (holdfast_arena_bytes{{{JOB}}})", "{{pod}}"),),
+                unit="bytes",
+                width=8,
+            ),
+        ),
+    ),
+    (
+        "Levels",
+        (
+            Panel(
+                "Bytes by level",
+                "Captured into memory, uploaded to stores, and made ready to restore from, a second, over all pods.",
+                (
+                    Query(_rate("holdfast_captured_bytes_total", "job_name"), "captured {{job_name}}"),
+                    Query(_rate("holdfast_uploaded_bytes_total", "level"), "uploaded {{level}}"),
+                    Query(_rate("holdfast_restored_bytes_total", "level"), "restored {{level}}"),
+                ),
+                unit="Bps",
+            ),
+            Panel(
+                "Seconds to commit to a store",
+                "Mean time from the order to save a step until its manifest stood in the store.",
+                (Query(_mean("holdfast_store_commit_seconds", "level"), "{{level}}"),),
+                unit="s",
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Store health",
+                "Whether the last access of every sidecar to the store worked. Training goes on without it; saves catch up.",
+                (Query(f"min by (level) (holdfast_store_up{{{JOB}}})", "{{level}}"),),
+                kind="state-timeline",
+                height=6,
+                custom={"steps": _UP_STEPS, "mappings": {"0": ("failing", "red"), "1": ("works", "green")}},
+            ),
+            Panel(
+                "Store errors",
+                "Failed accesses a second, over all pods.",
+                (Query(_rate("holdfast_store_errors_total", "level"), "{{level}}"),),
+                unit="ops",
+                height=6,
+                custom=_BARS,
+            ),
+        ),
+    ),
+    (
+        "Operator, all jobs",
+        (
+            Panel(
+                "Jobs by phase",
+                "All TrainingJobs that the operator looks after.",
+                (Query("max by (phase) (holdfast_jobs)", "{{phase}}"),),
+                width=8,
+                custom=_STACKED,
+            ),
+            Panel(
+                "Duration of a pass",
+                "Time that the operator takes to look at a job and act: median and 99th percentile.",
+                tuple(
+                    Query(
+                        f"histogram_quantile({q}, sum by (le) (rate(holdfast_reconcile_seconds_bucket[$__rate_interval])))",
+                        name,
+                    )
+                    for q, name in ((0.5, "median"), (0.99, "p99"))
+                ),
+                unit="s",
+                width=8,
+            ),
+            Panel(
+                "Failed passes",
+                "Passes a second that ended in an error and will be tried again: look at the operator's log.",
+                (Query("sum(rate(holdfast_reconcile_errors_total[$__rate_interval]))", "failed"),),
+                unit="ops",
+                width=8,
+            ),
+        ),
+    ),
+)
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard in Grafana's JSON model."""
+    return {
+        "uid": "holdfast",
+        "title": "Holdfast",
+        "description": "Training jobs that Holdfast keeps alive: steps, levels, recoveries. Metrics: docs/metrics.md.",
+        "tags": ["holdfast", "training"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": []},
+        "links": [],
+        "templating": {"list": _variables()},
+        "panels": _panels(),
+    }
+
+
+def _variables() -> list[dict[str, Any]]:
+    source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0}
+    jobs = 'label_values(holdfast_job_step{namespace="$namespace"}, job_name)'
+    return [
+        source,
+        _variable("namespace", "Namespace", "label_values(holdfast_job_step, namespace)"),
+        {**_variable("job", "Job", jobs), "multi": True, "includeAll": True, "allValue": ".*"},
+    ]
+
+
+def _variable(name: str, label: str, query: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": _SOURCE,
+        "query": {"query": query, "refId": name},
+        "definition": query,
+        "refresh": 2,  # with the time range: ended jobs stay selectable where they have data
+        "sort": 1,
+        "hide": 0,
+    }
+
+
+def _panels() -> list[dict[str, Any]]:
+    """All rows and panels, placed from left to right and top to bottom."""
+    made: list[dict[str, Any]] = []
+    y = 0
+    for title, panels in ROWS:
+        made.append({"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": _grid(0, y, WIDTH, 1)})
+        x, y, height = 0, y + 1, 0
+        for panel in panels:
+            if x + panel.width > WIDTH:
+                x, y, height = 0, y + height, 0
+            made.append(_panel(panel, _grid(x, y, panel.width, panel.height)))
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
+    return [{"id": number, **panel} for number, panel in enumerate(made, start=1)]
+
+
+def _grid(x: int, y: int, w: int, h: int) -> dict[str, int]:
+    return {"x": x, "y": y, "w": w, "h": h}
+
+
+def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": _SOURCE,
+        "gridPos": place,
+        "targets": [_target(query, chr(ord("A") + i)) for i, query in enumerate(panel.queries)],
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
+        "options": _options(panel),
+    }
+
+
+def _target(query: Query, ref: str) -> dict[str, Any]:
+    return {"refId": ref, "datasource": _SOURCE, "expr": query.expr, "legendFormat": query.legend, "range": True}
+
+
+def _defaults(panel: Panel) -> dict[str, Any]:
+    steps = panel.custom.get("steps", [{"color": "green", "value": None}])
+    defaults: dict[str, Any] = {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}}
+    if panel.kind == "timeseries":
+        defaults |= {"min": 0, "custom": {"lineWidth": 2, "showPoints": "never", "spanNulls": False, **panel.custom}}
+    if "mappings" in panel.custom:
+        options = {value: {"text": text, "color": color} for value, (text, color) in panel.custom["mappings"].items()}
+        defaults["mappings"] = [{"type": "value", "options": options}]
+    return defaults
+
+
+def _options(panel: Panel) -> dict[str, Any]:
+    if panel.kind == "stat":
+        return {
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "graphMode": "none",
+            "textMode": "auto",
+        }
+    if panel.kind == "state-timeline":
+        return {"showValue": "auto", "mergeValues": True, "legend": {"showLegend": False}, "tooltip": {"mode": "single"}}
+    legend = {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
+    return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
