@@ -1,0 +1,25 @@
+"""Where snapshots live: shared memory owned by a sidecar (`agent`), or a local directory when there is none (`directory`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .base import Home
+
+
+def open_home(environ: Mapping[str, str] = os.environ) -> Home:
+    """The home that the environment asks for: `HOLDFAST_SOCKET` names a sidecar's socket, else `HOLDFAST_DIR` a directory."""
+    rank, world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    if environ.get("HOLDFAST_SOCKET"):
+        from .agent import AgentHome
+
+        attempt = int(environ.get("HOLDFAST_ATTEMPT", "1"))
+        return AgentHome(environ["HOLDFAST_SOCKET"], rank=rank, world_size=world_size, attempt=attempt)
+    from .directory import DirectoryHome
+
+    script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-", "-c") else "interactive"
+    path = Path(environ.get("HOLDFAST_DIR") or Path(".holdfast") / script)
+    return DirectoryHome(path, rank=rank, world_size=world_size)

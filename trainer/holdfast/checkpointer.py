@@ -1,0 +1,175 @@
+"""The public face: captures the state of training after each step, restores it at the start.
+
+Neighbours: `_state` turns the objects into bytes and back, `_home` is where the bytes live (a sidecar's shared memory, or a
+local directory). Nothing in here may stop training: a snapshot that cannot be taken is skipped, reported, and said once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast_core.arena import ArenaError
+from holdfast_core.manifest import CorruptShard
+
+from ._home import open_home
+from ._home.base import Home, Located
+from ._log import Once, note
+from ._state import capture, codec, load, rng
+from ._state.mapping import Mapped
+from ._state.sources import Source, ValueSource, make
+from .errors import SnapshotSkipped, UnsupportedValue
+
+_RNG = "rng"
+
+
+class Checkpointer:
+    """Keeps training resumable, bit for bit, after every step.
+
+    Example::
+
+        ckpt = holdfast.Checkpointer(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
+        for step in ckpt.steps(total):      # restores first: starts at the step after the one restored
+            loss = train_step(...)
+            ckpt.snapshot(step, loss=loss)
+
+    Any object with `state_dict()` and `load_state_dict()` can be given, under any name; so can plain values (numbers, strings,
+    tensors, NumPy arrays, dicts and lists of them), of which dicts, lists and tensors are restored in place and others are
+    read and replaced as `ckpt["name"]`. None is ignored. The random states of Python, NumPy, torch and CUDA are captured
+    without asking.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        loader: Any = None,
+        scaler: Any = None,
+        **others: Any,
+    ) -> None:
+        named = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader, "scaler": scaler}
+        given = {name: target for name, target in {**named, **others}.items() if target is not None}
+        self._sources: dict[str, Source] = {name: make(name, target) for name, target in given.items()}
+        self._home: Home = open_home()
+        self._plan: capture.Plan | None = None
+        self._restored_step: int | None = None
+        self._loss: float | None = None
+        self._once = Once()
+
+    def __getitem__(self, name: str) -> Any:
+        """The current value of a plain value that was given under this name."""
+        return self._value(name).value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._value(name).value = value
+
+    def _value(self, name: str) -> ValueSource:
+        source = self._sources.get(name)
+        if not isinstance(source, ValueSource):
+            raise KeyError(f"{name!r} is not a plain value of this Checkpointer")
+        return source
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Restore, then yield the steps that are left of 0..total-1, reporting each one when it is finished."""
+        first = self.restore() + 1
+        if first >= total:
+            note(f"step {first - 1} is already done, and {total} steps were asked for: nothing is left to do")
+        try:
+            for step in range(first, total):
+                self._loss = None
+                yield step
+                self._home.progress(step, self._loss)
+        finally:
+            self.close()
+
+    def restore(self) -> int:
+        """Load the newest snapshot that all ranks have; returns its step, -1 if there is none. Later calls do nothing."""
+        if self._restored_step is None:
+            start = time.monotonic()
+            located = self._home.locate()
+            self._restored_step = self._load(located) if located else -1
+            self._home.restored(self._restored_step, time.monotonic() - start)
+        return self._restored_step
+
+    def _load(self, located: Located) -> int:
+        who, slot = self._home.identity, located.slot
+        try:
+            loaded = load.load(located.source, slot, rank=who.rank, world_size=who.world_size)
+            state = self._decode(loaded)
+        except (CorruptShard, ArenaError) as error:
+            self._home.refuse(slot.step, str(error))
+            raise
+        self._apply(state, slot.step)
+        return slot.step
+
+    def _decode(self, loaded: load.Loaded) -> dict[str, Any]:
+        if not isinstance(loaded.tree, dict):
+            raise CorruptShard("the state tree is not an object")
+        places = {name: source.place for name, source in self._sources.items()}
+        return {
+            name: codec.decode(tree, loaded.leaves, places.get(name, codec.keep_on_cpu))
+            for name, tree in loaded.tree.items()
+            if name in places or name == _RNG
+        }
+
+    def _apply(self, state: dict[str, Any], step: int) -> None:
+        for name, source in self._sources.items():
+            if name not in state:
+                note(f"the snapshot of step {step} has no {name!r}: it keeps its initial state")
+                continue
+            try:
+                source.load(state[name])
+            except Exception as error:
+                error.add_note(f"holdfast: while {name!r} was restored from the snapshot of step {step}")
+                raise
+        rng.restore(state[_RNG])  # last: loading may draw numbers
+
+    def snapshot(self, step: int, loss: Any = None) -> bool:
+        """Capture the state after `step`. Returns whether it was taken; if not, the reason is reported and training goes on.
+
+        Raises UnsupportedValue (a TypeError) in the first call if something given to the Checkpointer cannot be stored.
+        """
+        start = time.monotonic()
+        try:
+            self._loss = _number(loss)
+            target, written = self._capture(step)
+            self._home.sealed(target, written, step, time.monotonic() - start)
+        except UnsupportedValue as error:
+            if self._plan is None:
+                raise
+            return self._skip(step, str(error))
+        except SnapshotSkipped as error:
+            return self._skip(step, str(error))
+        except Exception as error:  # noqa: BLE001 - a failed save must never end training (promise I5)
+            return self._skip(step, f"{type(error).__name__}: {error}")
+        return True
+
+    def _capture(self, step: int) -> tuple[Mapped, capture.Written]:
+        encoder = codec.Encoder()
+        tree = {name: encoder.encode(source.state(), name) for name, source in self._sources.items()}
+        tree[_RNG] = encoder.encode(rng.capture(), _RNG)
+        self._plan = plan = capture.make_plan(encoder.specs, tree, self._plan)
+        target = self._home.target(plan.slot_bytes)
+        slot = capture.choose(target, self._home.identity)
+        capture.copy(encoder.leaves, plan, target, slot)
+        return target, capture.seal(plan, target, slot, step=step, who=self._home.identity, tree=tree)
+
+    def _skip(self, step: int, reason: str) -> bool:
+        self._once.note(reason.partition(":")[0], f"no snapshot of step {step}: {reason}")
+        self._home.skipped(step, reason)
+        return False
+
+    def close(self) -> None:
+        """Say what is left to say to the sidecar. Called at the end of `steps`; takes a second at most."""
+        self._home.close()
+
+
+def _number(loss: Any) -> float | None:
+    """The loss for the status; what is no number is left out: it only informs."""
+    try:
+        return None if loss is None else float(getattr(loss, "detach", lambda: loss)())
+    except (TypeError, ValueError, RuntimeError):
+        return None
