@@ -64,10 +64,32 @@ class Result:
     def text(self) -> str:
         """For the terminal."""
         same = "identical" if self.bit_identical else "DIFFERENT"
-        lines = ["  ".join(_cells(r, widths)) for r in rows]
+        lines = [
+            table(self.faults),
+            *(f"skipped: {s.kind}: {s.reason}" for s in self.skipped),
+            "",
+            f"final weights without faults  {self.weights[0] or 'unknown'}",
+            f"final weights with faults     {self.weights[1] or 'unknown'}   bit for bit {same}",
+            f"{self.steps} steps of {self.step_seconds:.3f} s each",
+            f"set-up {self.set_up_seconds:.0f} s, all in all {self.total_seconds:.0f} s",
+        ]
+        return "\n".join(lines)
 
+
+def row(outcome: Outcome) -> tuple[str, ...]:
+    """One fault's line of the table."""
+    resumed = "went on" if outcome.level == NONE else f"step {outcome.resumed_step}"
+    last = f"NOT OK: {outcome.problem}" if outcome.problem else outcome.note
+    return (outcome.kind, outcome.level, resumed, str(outcome.lost_steps), f"{outcome.seconds:.2f}", last)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """All faults, aligned."""
+    rows = [_HEAD, *(row(o) for o in outcomes)]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(_HEAD))]
+    lines = ["  ".join(_cells(r, widths)).rstrip() for r in rows]
     lines.insert(1, "-" * (sum(widths[:-1]) + 2 * len(widths)))
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _cells(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
