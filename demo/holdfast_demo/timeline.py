@@ -12,6 +12,8 @@ from .steplog import Sample
 _COLOURS = {NONE: "#2a9d8f", "memory": "#2a78c2", "pvc": "#e08a1e", "s3": "#8e4ec6"}
 _OTHER = "#c0392b"
 _INK, _FAINT = "#22303c", "#c9d2da"
+_ROW = 30  # points between rows of labels
+_LABEL = 0.22  # width of a label, as a share of the axis
 _GAP = 1.0  # seconds without a step after which the line is broken
 
 
@@ -25,10 +27,10 @@ def draw(path: Path, samples: Sequence[Sample], outcomes: Sequence[Outcome], tit
     zero = samples[0].time
     figure, axes = plt.subplots(figsize=(13, 7.2), dpi=130)
     _steps(axes, samples, zero)
-    labels = _rows(outcomes, zero)
-    for number, (outcome, level) in enumerate(zip(outcomes, labels, strict=True), 1):
+    rows = _rows(outcomes, samples[-1].time - zero)
+    for number, (outcome, level) in enumerate(zip(outcomes, rows, strict=True), 1):
         _mark(axes, outcome, number, zero, level)
-    _dress(axes, outcomes, title)
+    _dress(axes, outcomes, title, 24 + _ROW * (1 + max(rows, default=0)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", facecolor="white")
     plt.close(figure)
@@ -47,19 +49,14 @@ def _steps(axes: Any, samples: Sequence[Sample], zero: float) -> None:
     axes.plot(times, steps, color=_INK, linewidth=2.0, solid_capstyle="round", zorder=3, label="steps finished by rank 0")
 
 
-def _rows(outcomes: Sequence[Outcome], zero: float) -> list[int]:
-    """Rows for the labels above the plot, so that neighbours in time do not overlap."""
-    last: list[float] = []
-    chosen = []
-    span = max((o.resumed_at for o in outcomes), default=zero + 1) - zero
-    for outcome in outcomes:
-        at = outcome.at - zero
-        free = next((i for i, end in enumerate(last) if at > end), len(last))
-        if free == len(last):
-            last.append(0.0)
-        last[free] = at + 0.21 * span
-        chosen.append(free)
-    return chosen
+def _rows(outcomes: Sequence[Outcome], span: float) -> list[int]:
+    """Row of each label above the plot: over those that begin beneath its text, so that no leader crosses a label."""
+    width = _LABEL * span
+    rows = [0] * len(outcomes)
+    for i in range(len(outcomes) - 1, -1, -1):
+        near = [rows[j] for j in range(i + 1, len(outcomes)) if outcomes[j].at - outcomes[i].at < width]
+        rows[i] = max(near, default=-1) + 1
+    return rows
 
 
 def _mark(axes: Any, outcome: Outcome, number: int, zero: float, level: int) -> None:
@@ -70,22 +67,16 @@ def _mark(axes: Any, outcome: Outcome, number: int, zero: float, level: int) -> 
     axes.axvline(begin, color=colour, linewidth=1.2, zorder=2)
     axes.plot([end], [outcome.resumed_step + 1], "o", color=colour, markersize=6, zorder=4)
     what = "never stopped" if outcome.level == NONE else f"{outcome.level}, {outcome.seconds:.1f} s, {outcome.lost_steps} lost"
+    height = 6 + _ROW * level
+    place = {"xy": (begin, 1.0), "xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
+    leader = {"arrowstyle": "-", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xytext=(0, height + _ROW - 4), arrowprops=leader, **place)
     axes.annotate(
-        f"{number}  {outcome.kind}\n     {what}",
-        xy=(begin, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 8 + 30 * level),
-        textcoords="offset points",
-        color=colour,
-        fontsize=9,
-        fontweight="bold",
-        linespacing=1.35,
-        annotation_clip=False,
-        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.5, "shrinkA": 0, "shrinkB": 0},
+        f"{number}  {outcome.kind}\n    {what}", xytext=(4, height), color=colour, fontsize=9, linespacing=1.3, **place
     )
 
 
-def _dress(axes: Any, outcomes: Sequence[Outcome], title: str) -> None:
+def _dress(axes: Any, outcomes: Sequence[Outcome], title: str, pad: float) -> None:
     from matplotlib.patches import Patch
 
     used = dict.fromkeys(o.level for o in outcomes)
@@ -96,6 +87,7 @@ def _dress(axes: Any, outcomes: Sequence[Outcome], title: str) -> None:
     axes.set_xlabel("seconds since the first step", color=_INK)
     axes.set_ylabel("step", color=_INK)
     axes.set_xlim(left=0)
+    axes.margins(x=0.02)
     axes.set_ylim(bottom=0)
     axes.grid(color=_FAINT, linewidth=0.6)
     for side in ("top", "right"):
@@ -103,4 +95,4 @@ def _dress(axes: Any, outcomes: Sequence[Outcome], title: str) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_FAINT)
     axes.tick_params(colors=_INK)
-    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=120)
+    axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=pad)
