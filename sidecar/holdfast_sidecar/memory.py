@@ -1,0 +1,59 @@
+"""Whether an arena fits before it is created: a too small limit is an error with a number in it, never an OOM kill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast_core.arena import ArenaError, ArenaHeader
+from holdfast_core.config import SidecarConfig
+
+from . import cgroup
+
+_MIB = 1 << 20
+_RESERVE = 48 * _MIB  # what this process still needs beside the arenas: buffers of uploads
+
+
+class Budget:
+    """The tightest of: the configured limit, the container's cgroup, the machine's free memory, the volume's size."""
+
+    def __init__(self, config: SidecarConfig, folder: Path, available: Callable[[], int | None] = cgroup.available) -> None:
+        self._config, self._folder, self._available = config, folder, available
+
+    def require(self, header: ArenaHeader, taken: int) -> None:
+        """Raise ArenaError, naming the setting to change, unless one more arena of this shape fits. `taken`: by arenas."""
+        left, what = min(self._limits(taken))
+        if header.total_bytes > left:
+            raise ArenaError(self._advice(header, left, what))
+
+    def _limits(self, taken: int) -> list[tuple[int, str]]:
+        volume = os.statvfs(self._folder)
+        limits = [(volume.f_bavail * volume.f_frsize, "on the shared memory volume")]
+        if self._config.memory_limit:
+            limits.append((self._config.memory_limit - taken, "of the configured memory limit"))
+        container = self._available()
+        if container is not None:
+            limits.append((container - _RESERVE, "under the sidecar's memory limit"))
+        machine = _machine()
+        if machine is not None:
+            limits.append((machine - _RESERVE, "on the node"))
+        return limits
+
+    def _advice(self, header: ArenaHeader, left: int, what: str) -> str:
+        config = self._config
+        setting = f"{-(-header.slot_bytes // _MIB)}Mi"
+        now = f" (now {config.slot_bytes // _MIB}Mi)" if config.slot_bytes else ""
+        return (
+            f"a snapshot of rank {header.rank} takes {header.slot_bytes} bytes; its arena of {header.slots} slots needs "
+            f"{-(-header.total_bytes // _MIB)} MiB, {max(0, left) // _MIB} MiB are left {what}: "
+            f"set checkpoint.memory.size to {setting}{now}"
+        )
+
+
+def _machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)

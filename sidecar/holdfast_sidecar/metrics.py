@@ -1,0 +1,108 @@
+"""Prometheus metrics of a sidecar; docs/metrics.md explains each. Every sample carries the job and its namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from holdfast_core.messages import MEMORY, AgentState
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_JOB = ("namespace", "job_name")
+SKIP_REASONS = ("no_slot", "fenced", "too_small", "agent", "error", "other")
+_STALL = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COMMIT = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
+
+
+class _Source(Protocol):
+    def state(self) -> AgentState: ...
+
+
+class Metrics:
+    """Counters that the parts of the sidecar raise, and gauges read from its state when scraped."""
+
+    def __init__(self, namespace: str, job: str) -> None:
+        self.registry = CollectorRegistry()
+        self._names = (namespace, job)
+        self.snapshots = self._counter("holdfast_snapshots", "Snapshots sealed in memory", "rank")
+        self.skipped = self._counter("holdfast_snapshots_skipped", "Steps without a snapshot", "rank", "reason")
+        self.captured = self._counter("holdfast_captured_bytes", "Bytes captured into memory")
+        self.uploaded = self._counter("holdfast_uploaded_bytes", "Bytes written to a durable level", "level")
+        self.restored = self._counter("holdfast_restored_bytes", "Bytes made available for a restore", "level")
+        self.errors = self._counter("holdfast_store_errors", "Failed accesses to a durable level", "level")
+        self.stall = self._histogram("holdfast_snapshot_stall_seconds", "What a snapshot made the training loop wait", _STALL)
+        self.commit = self._histogram(
+            "holdfast_store_commit_seconds", "From the order to upload until committed", _COMMIT, "level"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, (*_JOB, *labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(name, text, (*_JOB, *labels), registry=self.registry, buckets=tuple(buckets))
+
+    def count(self, counter: Counter, *labels: str, by: float = 1.0) -> None:
+        """Raise a counter of this job."""
+        counter.labels(*self._names, *labels).inc(by)
+
+    def observe(self, histogram: Histogram, value: float, *labels: str) -> None:
+        """Add to a histogram of this job."""
+        histogram.labels(*self._names, *labels).observe(value)
+
+    def watch(self, source: _Source, levels: Iterable[str]) -> None:
+        """Export gauges of this state; every durable level's counters exist from the start."""
+        self.registry.register(Gauges(source, self._names))
+        for level in levels:
+            for counter in (self.uploaded, self.restored, self.errors):
+                self.count(counter, level, by=0.0)
+        self.count(self.restored, MEMORY, by=0.0)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+
+class Gauges(Collector):
+    """Gauges computed from the state at the time of the scrape."""
+
+    def __init__(self, source: _Source | None = None, names: tuple[str, str] = ("", "")) -> None:
+        self._source, self._names = source, names
+
+    def describe(self) -> Iterable[Metric]:
+        """Names only; also for tools that list what there is."""
+        return _families().values()
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        families = _families()
+        if self._source is not None:
+            self._fill(families, self._source.state())
+        yield from families.values()
+
+    def _fill(self, families: dict[str, GaugeMetricFamily], state: AgentState) -> None:
+        def add(name: str, value: float, *labels: str) -> None:
+            families[name].add_metric((*self._names, *labels), value)
+
+        for rank in state.ranks:
+            add("rank_step", rank.step, str(rank.rank))
+        if state.committed:
+            add("level_step", state.committed.step, MEMORY)
+        for store in state.stores:
+            add("store_up", 0.0 if store.error else 1.0, store.name)
+            if store.committed:
+                add("level_step", store.committed.step, store.name)
+        add("arena_bytes", state.arena_bytes)
+        add("agent_attempt", state.attempt)
+
+
+def _families() -> dict[str, GaugeMetricFamily]:
+    table: dict[str, tuple[str, tuple[str, ...]]] = {
+        "rank_step": ("Last step that the rank has finished", ("rank",)),
+        "level_step": ("Newest step committed at the level", ("level",)),
+        "store_up": ("Whether the last access to the durable level worked", ("level",)),
+        "arena_bytes": ("Shared memory taken by this pod's arenas", ()),
+        "agent_attempt": ("Attempt that the sidecar is at", ()),
+    }
+    return {k: GaugeMetricFamily(f"holdfast_{k}", text, labels=(*_JOB, *labels)) for k, (text, labels) in table.items()}

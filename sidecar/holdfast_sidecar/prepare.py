@@ -1,0 +1,138 @@
+"""The preparation of an attempt: old processes dead, void snapshots forgotten, the source's step verified in RAM.
+
+After it, each local rank has the step in a slot that its trainer only has to map. Nothing is believed on the way: a
+snapshot in RAM or in a store that does not agree with its checksums fails the preparation, and the planner takes the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from holdfast_core import arena
+from holdfast_core.arena import NO_STEP, ArenaError
+from holdfast_core.manifest import CorruptShard, SlotManifest, dump
+from holdfast_core.messages import MEMORY, Command, Source
+from holdfast_core.timeline import Copy
+
+from .arenas import Arenas
+from .launcher import Launcher
+from .metrics import Metrics
+from .slots import SlotView
+from .stores.base import StoreError
+from .stores.lane import Pulse
+from .stores.level import Level
+from .stores.steps import Steps
+
+_STOP_LIMIT = 10.0  # seconds beyond the grace
+_log = logging.getLogger(__name__)
+
+
+class PrepareFailed(Exception):
+    """The attempt can't start here. `source` is set if it is the source that can't be used."""
+
+    def __init__(self, message: str, source: Source | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+
+
+@dataclass
+class Preparation:
+    """One run of it. Cancelled when a higher attempt arrives."""
+
+    arenas: Arenas
+    launcher: Launcher
+    levels: Mapping[str, Level]
+    metrics: Metrics
+
+    async def run(self, command: Command) -> None:
+        """All steps in order; raises PrepareFailed."""
+        self.arenas.fence(command.attempt)
+        if not await self.launcher.stopped(command.attempt - 1, command.grace_seconds, _STOP_LIMIT):
+            raise PrepareFailed("processes of the last attempt did not end: look at the trainer container")
+        if command.source is not None and command.source.level == MEMORY:
+            self._require_intact(command.source)
+        await asyncio.to_thread(self._make_room, command)
+        if command.source is not None:
+            await self._load(command.source)
+        self.arenas.commit(command.source.step if command.source else NO_STEP)
+
+    def _require_intact(self, source: Source) -> None:
+        """Before broken files are deleted: they are why the source can't be used, and the error should say so."""
+        for rank in self.arenas.ranks:
+            try:
+                self.arenas.require(rank, Copy(source.step, source.attempt))
+            except ArenaError as error:
+                self.arenas.drop_broken()
+                raise PrepareFailed(f"rank {rank}: {error}", source) from error
+
+    def _make_room(self, command: Command) -> None:
+        self.arenas.drop_broken()
+        self.arenas.clear_void(command.history)
+        try:
+            self.arenas.prefault()
+        except (ArenaError, OSError) as error:
+            raise PrepareFailed(str(error)) from error
+
+    async def _load(self, source: Source) -> None:
+        ranks = [asyncio.create_task(self._load_rank(rank, source)) for rank in self.arenas.ranks]
+        try:
+            await asyncio.gather(*ranks)
+        finally:
+            for task in ranks:
+                task.cancel()
+
+    async def _load_rank(self, rank: int, source: Source) -> None:
+        copy = Copy(source.step, source.attempt)
+        try:
+            if source.level == MEMORY:
+                nbytes = await asyncio.to_thread(self._verify, self.arenas.require(rank, copy))
+            elif (found := await asyncio.to_thread(self._verified_in_memory, rank, copy)) is not None:
+                nbytes = found  # this pod still has what the others have to fetch
+            else:
+                nbytes = await self._fetch(rank, copy, source)
+        except (ArenaError, CorruptShard, StoreError) as error:
+            raise PrepareFailed(f"rank {rank}: {source.level}: {error}", source) from error
+        self.metrics.count(self.metrics.restored, source.level, by=nbytes)
+
+    def _verify(self, view: SlotView) -> int:
+        try:
+            view.verify()
+        except CorruptShard:
+            view.clear()  # never offered again
+            raise
+        return view.slot.data_bytes
+
+    def _verified_in_memory(self, rank: int, copy: Copy) -> int | None:
+        view = self.arenas.find(rank, copy)
+        try:
+            return self._verify(view) if view else None
+        except (ArenaError, CorruptShard) as error:
+            _log.warning("rank %d: step %d in memory can't be used: %s", rank, copy.step, error)
+            return None
+
+    async def _fetch(self, rank: int, copy: Copy, source: Source) -> int:
+        level = self.levels.get(source.level)
+        if level is None:
+            raise StoreError(f"there is no store of the name {source.level!r}")
+        return await level.call(lambda steps, pulse: self._fetch_blocking(steps, pulse, rank, copy))
+
+    def _fetch_blocking(self, steps: Steps, pulse: Pulse, rank: int, copy: Copy) -> int:
+        attempt = self.arenas.attempt
+        target: list[tuple[arena.ArenaHeader, memoryview, int]] = []
+
+        def allocate(manifest: SlotManifest) -> memoryview:
+            file, index, data = self.arenas.allocate(rank, manifest, copy.step)
+            target.append((file.header, file.buf, index))
+            return data
+
+        manifest = steps.fetch_shard(copy, rank, allocate, pulse)
+        header, buf, index = target[0]
+        pulse.beat()
+        arena.seal(
+            buf, header, index, step=copy.step, attempt=copy.attempt, writer=attempt,
+            data_bytes=manifest.data_bytes, manifest=dump(manifest),
+        )  # fmt: skip
+        return self._verify(self.arenas.require(rank, copy))

@@ -1,0 +1,38 @@
+"""Puts together what is told to the operator: the whole state, each time."""
+
+from __future__ import annotations
+
+from holdfast_core.messages import AgentState
+
+from .lifecycle import Lifecycle
+from .trainers import Trainers
+
+
+class States:
+    """Builds `AgentState` from the parts."""
+
+    def __init__(self, lifecycle: Lifecycle, trainers: Trainers) -> None:
+        self._lifecycle, self._trainers = lifecycle, trainers
+
+    def state(self) -> AgentState:
+        """As of now."""
+        life, record = self._lifecycle, self._lifecycle.record
+        return AgentState(
+            job_uid=life.config.job_uid,
+            pod=life.config.pod,
+            index=life.config.index,
+            attempt=record.attempt,
+            phase=record.phase,
+            launcher=life.launcher.connected,
+            error=record.error,
+            error_source=record.error_source,
+            ranks=life.ranks.states(),
+            sealed=life.arenas.sealed(),
+            committed=record.committed,
+            stores=tuple(level.state for level in life.levels.values()),
+            arena_bytes=life.arenas.total_bytes,
+            slot_bytes=life.arenas.slot_bytes,
+            arena_error=life.arenas.error,
+            skipped=self._trainers.skipped,
+            stall_seconds=self._trainers.stall_seconds,
+        )
