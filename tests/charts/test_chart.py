@@ -13,6 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from holdfast_core.config import METRICS_PORT
+from holdfast_core.planner import Job
+from holdfast_operator import names, sidecar
+from holdfast_operator.settings import Settings
+from holdfast_operator.spec import JobSpec
 
 from .conftest import CHART, KUBERNETES, ROOT, Document, Render, of_kind
 
@@ -198,6 +203,14 @@ def test_rule_and_dashboard_are_the_files(render: Render) -> None:
     (config,) = of_kind(documents, "ConfigMap")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(config["data"]["holdfast.json"]) == json.loads((CHART / "dashboards" / "holdfast.json").read_text())
+
+
+def test_pod_monitor_finds_the_sidecars_port(render: Render) -> None:
+    (monitor,) = of_kind(render(*ALL_MONITORING), "PodMonitor")
+    spec = JobSpec(Job("team", "gpt", "0123-uid", replicas=1), {})
+    ports = {p["name"]: p["containerPort"] for p in sidecar.container(spec, "gpt-0", 0, 0, Settings("image"))["ports"]}
+    assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == METRICS_PORT
+    assert monitor["spec"]["selector"]["matchExpressions"] == [{"key": names.LABEL_JOB, "operator": "Exists"}]
 
 
 def test_pod_monitor_stays_in_the_watched_namespaces(render: Render) -> None:
