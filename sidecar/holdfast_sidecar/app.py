@@ -63,7 +63,7 @@ class App:
         life = self.lifecycle
         self.trainers = Trainers(self.arenas, self.ranks, self.metrics, lambda: life.record, life.sealed, life.rank_changed)
         self.states = States(life, self.trainers)
-        self.metrics.watch(self.states, self.levels)
+        self.metrics.watch(self.states, self.levels, self.arenas.ranks)
         self._local = LocalSocket(self._socket_path, life.launcher, self.trainers)
         self._missing = "starting"
         self._client_tls: ssl.SSLContext | None = None

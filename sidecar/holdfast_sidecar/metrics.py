@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from holdfast_core.messages import MEMORY, AgentState
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _JOB = ("namespace", "job_name")
 SKIP_REASONS = ("no_slot", "fenced", "too_small", "agent", "error", "other")
 _STALL = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -51,13 +52,19 @@ class Metrics:
         """Add to a histogram of this job."""
         histogram.labels(*self._names, *labels).observe(value)
 
-    def watch(self, source: _Source, levels: Iterable[str]) -> None:
-        """Export gauges of this state; every durable level's counters exist from the start."""
+    def watch(self, source: _Source, levels: Iterable[str], ranks: Iterable[int]) -> None:
+        """Export gauges of this state. What has not happened yet exists as 0, so that rates have a start."""
         self.registry.register(Gauges(source, self._names))
         for level in levels:
             for counter in (self.uploaded, self.restored, self.errors):
                 self.count(counter, level, by=0.0)
+            self.commit.labels(*self._names, level)
+        for rank in ranks:
+            self.count(self.snapshots, str(rank), by=0.0)
+            self.count(self.skipped, str(rank), "no_slot", by=0.0)
         self.count(self.restored, MEMORY, by=0.0)
+        self.count(self.captured, by=0.0)
+        self.stall.labels(*self._names)
 
     def text(self) -> bytes:
         """The exposition format."""

@@ -1,0 +1,446 @@
+"""Real sidecar processes, with a launcher and trainers that speak the real protocols and write real arenas."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import mmap
+import os
+import random
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from holdfast_core import arena, local, manifest, wire
+from holdfast_core.config import CONFIG_ENV, SOCKET, TLS_NAME, SidecarConfig
+from holdfast_core.manifest import Entry, SlotManifest
+from holdfast_core.messages import AgentState, Command, Inventory, Member, Source
+from holdfast_core.timeline import Copy, Resume
+
+UID = "0b5e6d2e-6f5c-4c4e-9a63-0f6c1f6f6c1f"
+
+
+def eventually(check: Callable[[], object], seconds: float = 10.0, what: str = "") -> object:
+    """The first true value of `check`; bounded."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if value := check():
+                return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what or check}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("sidecar", timeout=10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _TlsConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock = self._context.wrap_socket(plain, server_hostname=TLS_NAME)
+
+
+def client_context(folder: Path, *, certificate: bool = True) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    if certificate:
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return context
+
+
+class Sidecar:
+    """One process of `python -m holdfast_sidecar`, and its API."""
+
+    def __init__(self, config: SidecarConfig, environment: dict[str, str] | None = None, log: Path | None = None) -> None:
+        self.config = config
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | (environment or {})
+        self._log = log or Path(config.shared_dir).with_suffix(".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, healthy: bool = True) -> Sidecar:
+        environment = {**self._environment, CONFIG_ENV: wire.dumps(self.config).decode()}
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "holdfast_sidecar"], env=environment, stderr=log, stdout=log, cwd="/"
+            )
+        if healthy:
+            eventually(lambda: self.health()[0] == 200, 15, f"healthy: {self.log()}")
+        return self
+
+    def log(self) -> str:
+        return self._log.read_text() if self._log.exists() else ""
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait(10)
+
+    def terminate(self, seconds: float = 30) -> int:
+        assert self.process
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.kill()
+
+    # --- API
+
+    def connection(self) -> http.client.HTTPConnection:
+        if not self.config.tls_dir:
+            return _UnixConnection(f"{self.config.shared_dir}/run/api.sock")
+        context = client_context(Path(self.config.tls_dir))
+        return _TlsConnection("127.0.0.1", self.config.api_port, timeout=10, context=context)
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        connection = self.connection()
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def state(self) -> AgentState:
+        return wire.loads(AgentState, self._request("GET", "/v1/state")[1])
+
+    def inventory(self) -> Inventory:
+        return wire.loads(Inventory, self._request("GET", "/v1/inventory")[1])
+
+    def send(self, command: Command) -> tuple[int, dict[str, object]]:
+        status, body = self._request("POST", "/v1/command", wire.dumps(command))
+        return status, json.loads(body)
+
+    def order(self, command: Command) -> None:
+        status, body = self.send(command)
+        assert status == 200, (status, body)
+
+    def health(self) -> tuple[int, str]:
+        return self._plain("/healthz")
+
+    def metrics(self) -> str:
+        return self._plain("/metrics")[1]
+
+    def _plain(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.config.metrics_port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    @property
+    def member(self) -> Member:
+        c = self.config
+        return Member(c.index, c.pod, "127.0.0.1", c.api_port, c.first_rank, c.processes)
+
+
+class Line:
+    """A connection to the local socket: requests and notices, replies by id."""
+
+    def __init__(self, shared: str | Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        eventually(lambda: self._socket.connect(str(Path(shared) / SOCKET)) is None, 5, "local socket")
+        self._file = self._socket.makefile("rb")
+
+    def send(self, message: local.Message, number: int = 0) -> None:
+        self._socket.sendall(local.pack(message, number))
+
+    def receive(self) -> tuple[local.Message, int]:
+        line = self._file.readline()
+        if not line:
+            raise ConnectionError("closed")
+        return local.unpack(line)
+
+    def ask(self, message: local.Message) -> local.Message:
+        self.send(message, 7)
+        reply, number = self.receive()
+        assert number == 7
+        return reply
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._file.close()
+        self._socket.close()
+
+
+class FakeLauncher:
+    """Keeps a list of processes as ordered and tells it; reconnects like the real one."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._shared, self._processes = sidecar.config.shared_dir, sidecar.config.processes
+        self.attempt = 0
+        self.processes: dict[int, local.Process] = {}
+        self.orders: list[local.Message] = []
+        self.finished: int | None = None
+        self._line: Line | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed:
+            with contextlib.suppress(OSError, AssertionError, ValueError):
+                self._line = Line(self._shared)
+                self._line._socket.settimeout(None)
+                self._hello()
+                while True:
+                    self._obey(self._line.receive()[0])
+            time.sleep(0.05)
+
+    def _hello(self) -> None:
+        if self._line:
+            self._line.send(local.Hello(os.getpid(), self.attempt, tuple(self.processes.values()), "ready"))
+
+    def _obey(self, message: local.Message) -> None:
+        self.orders.append(message)
+        if isinstance(message, local.Launch) and message.attempt > self.attempt:
+            self.attempt = message.attempt
+            self.processes = {i: local.Process(i, 1000 * message.attempt + i) for i in range(message.processes)}
+        elif isinstance(message, local.Stop) and message.attempt >= self.attempt:
+            for i in self.processes:
+                self._end(i, None, signal.SIGKILL)
+        elif isinstance(message, local.Finish):
+            self.finished = message.exit_code
+        self._hello()
+
+    def _end(self, index: int, code: int | None, number: int | None) -> None:
+        if not self.processes[index].ended:
+            self.processes[index] = dataclasses.replace(self.processes[index], exit_code=code, signal=number)
+
+    def end(self, index: int, code: int | None = 0, number: int | None = None) -> None:
+        self._end(index, code, number)
+        self._hello()
+
+    def restart(self) -> None:
+        """The trainer container was restarted: nothing is known, nothing runs."""
+        self.attempt, self.processes = 0, {}
+        if self._line:
+            self._line.close()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._line:
+            self._line.close()
+        self._thread.join(5)
+
+
+class FakeTrainer:
+    """Writes snapshots as the real trainer does: through the arena file, then a notice."""
+
+    def __init__(self, sidecar: Sidecar, rank: int, attempt: int, size: int = 100_000) -> None:
+        self.rank, self.attempt, self.size = rank, attempt, size
+        self.world = sidecar.config.world_size
+        self.line = Line(sidecar.config.shared_dir)
+        self.attached = self.line.ask(local.Attach(rank, attempt))
+        self._path = ""
+        self._buf: memoryview | None = None
+
+    def reserve(self, slot_bytes: int | None = None) -> local.Message:
+        need = slot_bytes or arena.slot_bytes_for(self.size + 4096, 4096)
+        reply = self.line.ask(local.Reserve(self.rank, self.attempt, need))
+        if isinstance(reply, local.Reserved):
+            self._path = reply.path
+            self._buf = map_file(Path(reply.path))
+        return reply
+
+    def snapshot(self, step: int, *, skip_ok: bool = False) -> int:
+        """The slot's index, -1 if there was none (only with `skip_ok`)."""
+        if self._buf is None:
+            assert isinstance(self.reserve(), local.Reserved)
+        buf = self._buf
+        assert buf is not None
+        header = arena.read_header(buf)
+        slots = [arena.read_slot(buf, i) for i in range(header.slots)]
+        index = arena.choose_slot(slots, arena.committed(buf), time.monotonic_ns())
+        if index is None:
+            assert skip_ok, "no slot is free"
+            self.line.send(local.Skipped(self.rank, self.attempt, step, "no_slot"))
+            return -1
+        nbytes = seal_content(buf, index, self.rank, self.world, step, self.attempt, self.size)
+        self.line.send(local.Sealed(self.rank, self.attempt, step, self._path, index, nbytes, 0.001))
+        self.line.send(local.Progress(self.rank, self.attempt, step, 1.5))
+        return index
+
+    def close(self) -> None:
+        self.line.close()
+
+
+def map_file(path: Path) -> memoryview:
+    with path.open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0))
+
+
+def content(rank: int, step: int, size: int) -> bytes:
+    return random.Random(f"{rank}/{step}").randbytes(size)
+
+
+def entries(size: int) -> tuple[Entry, ...]:
+    first = size // 3
+    return manifest.lay_out(
+        [Entry("model.weight", "uint8", (first,), 0, first), Entry("rng", "bytes", (size - first,), 0, size - first)]
+    )
+
+
+def seal_content(buf: memoryview, index: int, rank: int, world: int, step: int, attempt: int, size: int) -> int:
+    header = arena.read_header(buf)
+    placed = entries(size)
+    blank = SlotManifest(step, attempt, rank, world, placed, {"at": step})
+    data = arena.begin(buf, header, index, blank.data_bytes)
+    raw, at, done = content(rank, step, size), 0, []
+    for entry in placed:
+        data[entry.offset : entry.offset + entry.nbytes] = raw[at : at + entry.nbytes]
+        at += entry.nbytes
+        done.append(manifest.with_checksums(entry, data))
+    dumped = manifest.dump(dataclasses.replace(blank, entries=tuple(done)))
+    arena.seal(buf, header, index, step=step, attempt=attempt, data_bytes=blank.data_bytes, manifest=dumped)
+    return blank.data_bytes
+
+
+def read_content(path: str, index: int) -> tuple[Copy, bytes]:
+    """A slot's step and its state, after checking all of it as a trainer would."""
+    buf = map_file(Path(path))
+    header = arena.read_header(buf)
+    slot = arena.read_slot(buf, index)
+    found = manifest.load(arena.slot_manifest(buf, header, slot))
+    data = arena.slot_data(buf, header, slot)
+    manifest.verify(found, data)
+    return Copy(slot.step, slot.attempt), b"".join(bytes(manifest.entry_data(data, e)) for e in found.entries)
+
+
+class Pod:
+    """A sidecar, its launcher, and its trainers."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
+        self.launcher = FakeLauncher(sidecar)
+        self.trainers: list[FakeTrainer] = []
+
+    def train(self, attempt: int, size: int = 100_000) -> None:
+        for trainer in self.trainers:
+            trainer.close()
+        first = self.sidecar.config.first_rank
+        ranks = range(first, first + self.sidecar.config.processes)
+        self.trainers = [FakeTrainer(self.sidecar, rank, attempt, size) for rank in ranks]
+
+    def close(self) -> None:
+        for trainer in self.trainers:
+            trainer.close()
+        self.launcher.close()
+        self.sidecar.close()
+
+
+class Job:
+    """All pods, and what the operator would order."""
+
+    def __init__(self, pods: list[Pod]) -> None:
+        self.pods = pods
+        self.attempt = 0
+        self.history: tuple[Resume, ...] = ()
+
+    @property
+    def sidecars(self) -> list[Sidecar]:
+        return [pod.sidecar for pod in self.pods]
+
+    def command(self, source: Source | None = None) -> Command:
+        self.attempt += 1
+        self.history = (*self.history, Resume(self.attempt, source.step if source else -1))
+        members = tuple(s.member for s in self.sidecars)
+        return Command("prepare", self.attempt, members, source, self.history, 29500, grace_seconds=0.2)
+
+    def prepare(self, source: Source | None = None, phase: str = "prepared") -> None:
+        command = self.command(source)
+        for sidecar in self.sidecars:
+            sidecar.order(command)
+        self.wait(lambda s: s.attempt == self.attempt and s.phase in (phase, "failed"), phase)
+        assert [s.state().phase for s in self.sidecars] == [phase] * len(self.pods), [s.state().error for s in self.sidecars]
+
+    def launch(self, size: int = 100_000) -> None:
+        self.order("launch")
+        self.wait(lambda s: s.phase == "running" and all(r.state == "running" for r in s.ranks), "running")
+        for pod in self.pods:
+            pod.train(self.attempt, size)
+
+    def begin(self, source: Source | None = None, size: int = 100_000) -> None:
+        self.prepare(source)
+        self.launch(size)
+
+    def order(self, kind: str, **more: object) -> None:
+        for sidecar in self.sidecars:
+            sidecar.order(Command(kind, self.attempt, **more))  # type: ignore[arg-type]
+
+    def step(self, step: int) -> None:
+        for pod in self.pods:
+            for trainer in pod.trainers:
+                trainer.snapshot(step)
+
+    def run(self, first: int, last: int) -> None:
+        """Steps that are all committed in memory, one after the other."""
+        for step in range(first, last + 1):
+            self.step(step)
+            self.committed(step)
+
+    def committed(self, step: int) -> None:
+        self.wait(lambda s: s.committed is not None and s.committed.step == step, f"step {step} committed")
+
+    def stored(self, store: str, step: int, seconds: float = 15) -> None:
+        self.wait(lambda s: any(x.name == store and x.committed and x.committed.step >= step for x in s.stores),
+                  f"step {step} in {store}", seconds)  # fmt: skip
+
+    def wait(self, check: Callable[[AgentState], object], what: str, seconds: float = 15) -> None:
+        for sidecar in self.sidecars:
+            try:
+                eventually(lambda s=sidecar: check(s.state()), seconds, what)
+            except AssertionError as error:
+                raise AssertionError(f"{error}; {self._told(sidecar)}\n{sidecar.log()}") from None
+
+    def _told(self, sidecar: Sidecar) -> str:
+        try:
+            return str(sidecar.state())
+        except OSError as error:
+            return f"no answer: {error}"
+
+    def close(self) -> None:
+        for pod in self.pods:
+            pod.close()
+
+
+def flip(path: Path, at: int, mask: int = 0x10) -> None:
+    """Flip a bit of a file in place."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ mask]))
+
+
+@contextlib.contextmanager
+def closing(job: Job) -> Iterator[Job]:
+    try:
+        yield job
+    finally:
+        job.close()
