@@ -1,0 +1,95 @@
+"""Carrying out a plan's actions. Each is idempotent, so one that fails or is lost is simply ordered again by the next pass."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holdfast_core.planner import Action, CreatePod, DeletePod, EndPod
+
+from . import api, pods
+from .api import Api, ApiError
+from .cache import PodCache
+from .settings import Settings
+from .spec import JobSpec
+from .status import Problem
+
+log = logging.getLogger(__name__)
+_FIRST, _LONGEST = 1.0, 30.0  # seconds between tries of what the API server refuses
+
+
+@dataclass
+class _Refusal:
+    """A pod that the API server would not take."""
+
+    problem: Problem
+    delay: float
+    again: float
+
+
+class Applier:
+    """The actions on pods of one job. `problem` is why its pods can't be created, None when they can."""
+
+    def __init__(self, client: Api, settings: Settings, cache: PodCache) -> None:
+        self._api, self._settings, self._cache = client, settings, cache
+        self._refusals: dict[str, _Refusal] = {}
+
+    @property
+    def problem(self) -> Problem | None:
+        """The API server's refusal, if there is one."""
+        return next((r.problem for r in self._refusals.values()), None)
+
+    async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action]) -> None:
+        """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself."""
+        wanted = {spec.job.pod_name(a.index, a.incarnation) for a in actions if isinstance(a, CreatePod)}
+        self._refusals = {n: r for n, r in self._refusals.items() if n in wanted}
+        results = await asyncio.gather(*(self._do(spec, slot_bytes, a) for a in actions), return_exceptions=True)
+        errors = [r for r in results if isinstance(r, BaseException)]
+        if errors:
+            raise errors[0]
+
+    async def _do(self, spec: JobSpec, slot_bytes: int, action: Action) -> None:
+        if isinstance(action, CreatePod):
+            await self._create(spec, slot_bytes, action)
+        elif isinstance(action, DeletePod):
+            log.info("%s/%s: deleting pod %s: %s", spec.job.namespace, spec.job.name, action.name, action.reason)
+            path = api.core(spec.job.namespace, "pods", action.name)
+            await self._api.delete(path, grace=0 if action.force else None)
+        elif isinstance(action, EndPod):
+            await self._end(spec, action.name)
+
+    async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod) -> None:
+        name = spec.job.pod_name(action.index, action.incarnation)
+        refusal = self._refusals.get(name)
+        if refusal and time.monotonic() < refusal.again:
+            return
+        body = pods.build(spec, action.index, action.incarnation, slot_bytes, self._settings)
+        try:
+            made = await self._api.create(api.core(spec.job.namespace, "pods"), body)
+        except ApiError as error:
+            if error.code == 409 and error.reason == "AlreadyExists":
+                return  # the watch will show it
+            if error.code in (400, 403, 409, 422):
+                self._refuse(name, error, refusal)
+                return
+            raise
+        log.info("%s/%s: created pod %s", spec.job.namespace, spec.job.name, name)
+        self._refusals.pop(name, None)
+        self._cache.event("ADDED", made)
+
+    def _refuse(self, name: str, error: ApiError, before: _Refusal | None) -> None:
+        delay = min(_LONGEST, before.delay * 2) if before else _FIRST
+        problem = Problem("PodRejected", f"the API server refuses pod {name}: {error.message}")
+        self._refusals[name] = _Refusal(problem, delay, time.monotonic() + delay)
+        log.warning("%s", problem.message)
+
+    async def _end(self, spec: JobSpec, name: str) -> None:
+        """The kubelet stops a pod whose deadline has passed; object and logs stay."""
+        try:
+            await self._api.patch(api.core(spec.job.namespace, "pods", name), {"spec": {"activeDeadlineSeconds": 1}})
+        except ApiError as error:
+            if error.code != 404:
+                raise

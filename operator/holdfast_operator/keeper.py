@@ -1,0 +1,83 @@
+"""The TrainingJob object and the record in its status: read when somebody changed it, written with a precondition.
+
+The operator normally is the only one who writes the status; a conflict, or a status that is not the one written last, means
+that somebody else did, and then what stands there counts, not what is remembered here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from . import api, status
+from .api import Api, ApiError
+from .status import Record
+
+_SLOW = 5.0  # seconds between writes of what changes with each step
+_WEIGHTY = ("conditions", "observedGeneration", "replicas", "selector")
+
+
+class Gone(Exception):
+    """The job does not exist any more."""
+
+
+class Keeper:
+    """One job's object. `record` is what the planner goes on from."""
+
+    def __init__(self, client: Api, namespace: str, name: str, uid: str) -> None:
+        self._api, self._path, self._uid = client, api.job(namespace, name), uid
+        self.body: dict[str, Any] = {}
+        self.record = Record()
+        self._own: deque[str] = deque(maxlen=64)  # versions of our own writes
+        self._announced: str | None = None
+        self._stale = True
+        self._written_at = -1e9
+
+    def announce(self, version: str) -> None:
+        """A watch event showed this version of the object."""
+        self._announced = version
+
+    def distrust(self) -> None:
+        """Read the object again before the next pass."""
+        self._stale = True
+
+    async def load(self) -> None:
+        """Have the present object and record; raises Gone, ApiError, or wire.WireError for an unreadable status."""
+        known = self._announced is None or self._announced in self._own
+        if known and not self._stale:
+            return
+        try:
+            body = await self._api.get(self._path)
+        except ApiError as error:
+            if error.code == 404:
+                raise Gone from error
+            raise
+        if body["metadata"]["uid"] != self._uid:
+            raise Gone
+        mine = body.get("status") == self.body.get("status") and bool(self.body)
+        self._take(body)
+        if not mine:
+            self.record = status.restore(body.get("status") or {})
+
+    async def save(self, record: Record, document: Mapping[str, Any], now: float) -> None:
+        """Write the status if it must be written now; raises ApiError (409: somebody was faster)."""
+        present = self.body.get("status") or {}
+        weighty = record.steady() != self.record.steady() or any(present.get(k) != document.get(k) for k in _WEIGHTY)
+        due = now - self._written_at >= _SLOW and present != document
+        if weighty or due:
+            await self.write(document, now)
+        self.record = record
+
+    async def write(self, document: Mapping[str, Any], now: float) -> None:
+        """Write this status now; raises ApiError."""
+        try:
+            self._take(await self._api.replace(f"{self._path}/status", {**self.body, "status": document}))
+        except ApiError:
+            self._stale = True
+            raise
+        self._written_at = now
+
+    def _take(self, body: dict[str, Any]) -> None:
+        self.body, self._stale, self._announced = body, False, None
+        self._own.append(body["metadata"]["resourceVersion"])

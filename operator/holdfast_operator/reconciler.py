@@ -1,0 +1,243 @@
+"""The loop of one TrainingJob: observe, plan (in core), write the status, act. Woken by events and streams, and by a timer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Send, Status, plan
+from holdfast_core.wire import WireError
+
+from . import api, lookups, names, observe, spec, status
+from .agents import Links
+from .api import Api, ApiError
+from .apply import Applier
+from .belongings import Belongings, NameTakenError
+from .cache import PodCache
+from .events import EventPoster
+from .inquiry import Inquiry
+from .keeper import Gone, Keeper
+from .lookups import Lookup
+from .metrics import Metrics, Sample
+from .observe import NodeHealth
+from .settings import Settings
+from .spec import JobSpec, SpecError
+from .status import Problem, Record
+
+log = logging.getLogger(__name__)
+
+_GAP = 0.05  # seconds between passes, at least: many wake-ups become one
+_RELIST = 30.0  # seconds between lists of the job's pods; watch events may be lost
+_IDLE = 60.0  # seconds between passes of an ended or refused job
+_LONGEST = 10.0  # seconds of back-off after errors
+_SILENT = 2.0  # seconds without a heartbeat after which the pod's node is looked at
+_SLOW_START = 8.0  # seconds after which a pod that does not come up is looked into
+
+
+@dataclass(frozen=True)
+class Services:
+    """What all reconcilers share."""
+
+    api: Api
+    settings: Settings
+    events: EventPoster
+    metrics: Metrics
+
+
+class Reconciler:
+    """One job, by UID. `run` ends when the job is gone."""
+
+    def __init__(self, services: Services, namespace: str, name: str, uid: str) -> None:
+        self._services, self.namespace, self.name, self.uid = services, namespace, name, uid
+        self._awake = asyncio.Event()
+        self.pods = PodCache()
+        self.keeper = Keeper(services.api, namespace, name, uid)
+        self._belongings = Belongings(services.api)
+        self._links = Links(uid, self._heard)
+        self._inquiry = Inquiry(self._links.inventory, self.wake)
+        self._applier = Applier(services.api, services.settings, self.pods)
+        self._nodes = Lookup(self._node, NodeHealth(), 2.0, self.wake)
+        self._warnings = Lookup(self._warning, "", 5.0, self.wake)
+        self._listed = -1e9
+        self._problem: Problem | None = None
+
+    def wake(self) -> None:
+        """Look again now."""
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Reconcile until the job is gone."""
+        failures, pause = 0, 0.0
+        try:
+            while True:
+                await self._sleep(pause)
+                try:
+                    pause = await self._timed_pass()
+                    failures = 0
+                except Gone:
+                    log.info("%s/%s is gone", self.namespace, self.name)
+                    return
+                except Exception as error:  # noqa: BLE001 - whatever it was, the next pass starts from what is there
+                    failures += 1
+                    pause = self._failed(error, failures)
+        finally:
+            await self._close()
+
+    async def _sleep(self, pause: float) -> None:
+        try:
+            await asyncio.wait_for(self._awake.wait(), pause)
+        except TimeoutError:
+            pass
+        else:
+            await asyncio.sleep(_GAP)
+        self._awake.clear()
+
+    def _failed(self, error: Exception, failures: int) -> float:
+        if isinstance(error, ApiError) and error.code == 409:
+            log.info("%s/%s: changed by somebody else, looking again", self.namespace, self.name)
+            return _GAP
+        self._services.metrics.reconcile_errors.inc()
+        trace = not isinstance(error, ApiError)
+        log.warning("%s/%s: pass failed: %s", self.namespace, self.name, error, exc_info=trace)
+        return float(min(_LONGEST, 0.2 * 2 ** min(failures, 10)))
+
+    async def _timed_pass(self) -> float:
+        with self._services.metrics.reconcile_seconds.time():
+            try:
+                return await self._pass()
+            except SpecError as error:
+                return await self._refuse(Problem("InvalidSpec", str(error)))
+            except NameTakenError as error:
+                await self._refuse(error.problem)
+                return 5.0
+            except WireError as error:
+                return await self._refuse(Problem("StatusUnreadable", f"{error}: restore the status, or delete the job"))
+
+    async def _pass(self) -> float:
+        """One pass. Raises Gone, SpecError, NameTakenError, WireError, ApiError. Returns when to look again (seconds)."""
+        await self.keeper.load()
+        body, record = self.keeper.body, self.keeper.record
+        if "deletionTimestamp" in body["metadata"]:
+            self._links.update({})
+            return 5.0
+        job = self._parse(body, record)
+        await self._list()
+        if await self._belongings.ensure(job):
+            self._links.set_tls(self._belongings.tls)
+        self._connect(record.planner)
+        now = time.time()
+        planned = plan(job.job, self._observe(record.planner, now), record.planner, now)
+        after = Record(planned.status, self._slot_bytes(record, job), job.job.world_size)
+        document = status.document(after, job, self._applier.problem, body.get("status") or {}, now)
+        await self.keeper.save(after, document, now)
+        self._services.metrics.planned(self.namespace, self.name, record.planner, after.planner)
+        self._report(record.planner, planned)
+        await self._act(job, after, planned)
+        return _IDLE if after.planner.terminal and not planned.actions else planned.look_again
+
+    def _parse(self, body: dict[str, Any], record: Record) -> JobSpec:
+        job = spec.parse(body)
+        if record.world_size and record.world_size != job.job.world_size:
+            raise SpecError(
+                "spec.workers",
+                f"the job started with {record.world_size} ranks and can't go on with {job.job.world_size}: "
+                "undo the change, or apply it as a new job",
+            )
+        self._problem = None
+        return job
+
+    async def _refuse(self, problem: Problem) -> float:
+        """The job can't be carried out: say so, once, and wait for a change. What runs goes on running."""
+        meta, before = self.keeper.body["metadata"], self.keeper.body.get("status") or {}
+        now = time.time()
+        document = status.refused(problem, int(meta.get("generation", 0)), before, now)
+        if document != before:
+            await self.keeper.write(document, now)
+        if problem != self._problem:
+            log.warning("%s/%s: %s: %s", self.namespace, self.name, problem.reason, problem.message)
+            self._problem = problem
+            self._services.events.post(Job(self.namespace, self.name, self.uid, 1), Emit(problem.reason, problem.message, True))
+        self._sample(self.keeper.record.planner)
+        return _IDLE
+
+    async def _list(self) -> None:
+        """Ask for all pods of the job, now and then."""
+        if time.monotonic() - self._listed < _RELIST:
+            return
+        changes = self.pods.changes
+        found = await self._services.api.get(api.core(self.namespace, "pods"), labelSelector=f"{names.LABEL_UID}={self.uid}")
+        if self.pods.listed(found.get("items") or [], changes):
+            self._listed = time.monotonic()
+            self.keeper.distrust()
+
+    def _connect(self, planner: Status) -> None:
+        """A stream from each pod that counts and has an address."""
+        current = {(w.index, w.incarnation) for w in planner.workers} if not planner.terminal else set()
+        self._links.update({p.name: p.ip for p in self._plain_views() if (p.index, p.incarnation) in current and p.ip
+                            and p.phase not in ("Succeeded", "Failed")})  # fmt: skip
+
+    def _plain_views(self) -> list[PodView]:
+        views = (observe.pod_view(p, observe.Heard(), NodeHealth(), "", 0.0) for p in self.pods.pods)
+        return [v for v in views if v is not None]
+
+    def _observe(self, planner: Status, now: float) -> Observed:
+        views = (self._view(p, now) for p in self.pods.pods)
+        return Observed(tuple(v for v in views if v is not None), self._inquiry.answer(planner))
+
+    def _view(self, pod: Any, now: float) -> PodView | None:
+        meta, node = pod["metadata"], pod.get("spec", {}).get("nodeName", "")
+        heard = self._links.heard(meta["name"])
+        age = now - (observe.seconds(meta.get("creationTimestamp")) or now)
+        silent = heard.age > _SILENT if heard.age is not None else age > _SLOW_START
+        ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        health = self._nodes.get(node) if node and silent and not ended else NodeHealth()
+        slow = age > _SLOW_START and observe.starting(pod)
+        note = self._warnings.get(meta["name"]) if slow else ""
+        return observe.pod_view(pod, heard, health, note, now)
+
+    def _slot_bytes(self, record: Record, job: JobSpec) -> int:
+        """The size that arenas have, for the pods to come: what the user set, else what they have grown to."""
+        grown = [h.agent.slot_bytes for p in self.pods.pods if (h := self._links.heard(p["metadata"]["name"])).agent]
+        return job.slot_bytes or max([record.slot_bytes, *grown])
+
+    async def _act(self, job: JobSpec, record: Record, planned: Plan) -> None:
+        for action in planned.actions:
+            if isinstance(action, Send):
+                self._links.send(action.pod, action.command)
+            elif isinstance(action, Inspect):
+                self._inquiry.ask(action.pod, job.job, record.planner)
+            elif isinstance(action, Emit):
+                self._services.events.post(job.job, action)
+        await self._applier.apply(job, record.slot_bytes, planned.actions)
+
+    def _report(self, before: Status, planned: Plan) -> None:
+        after = planned.status
+        if (before.stage, before.attempt) != (after.stage, after.attempt):
+            log.info("%s/%s: attempt %d %s: %s", self.namespace, self.name, after.attempt, after.stage, planned.reason)
+        self._sample(after)
+
+    def _sample(self, planner: Status) -> None:
+        sample = Sample(
+            self.namespace, self.name, planner.phase, planner.attempt, planner.step, planner.goodput, self._links.connected()
+        )
+        self._services.metrics.sample(self.uid, sample)
+
+    def _heard(self, urgent: bool) -> None:
+        """A sidecar said something: look at once if it calls for a decision, or if the first step is awaited."""
+        if urgent or self.keeper.record.planner.running_since is None:
+            self.wake()
+
+    async def _node(self, name: str) -> NodeHealth:
+        return await lookups.node_health(self._services.api, name)
+
+    async def _warning(self, pod: str) -> str:
+        return await lookups.pod_warning(self._services.api, self.namespace, pod)
+
+    async def _close(self) -> None:
+        self._services.metrics.forget(self.uid)
+        await asyncio.gather(
+            self._links.close(), self._inquiry.close(), self._nodes.close(), self._warnings.close(), return_exceptions=True
+        )

@@ -1,0 +1,172 @@
+"""The status of a TrainingJob: what users read, made from what the planner remembers, and back again. Pure.
+
+`status.internal` holds the planner's memory whole and exactly, so that an operator that starts anew goes on from there; all
+other fields are made from it for people and scripts, and never read back.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from holdfast_core import wire
+from holdfast_core.messages import MEMORY
+from holdfast_core.planner import Condition, Recovery, Status
+
+from . import names
+from .spec import JobSpec
+
+ACCEPTED = "Accepted"  # the operator's own condition, beside the planner's
+_HUMP = re.compile(r"[A-Z]")
+_GAP = re.compile(r"_([a-z])")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a job can't be carried out as it is: an invalid spec, or pods that the API server refuses."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that the operator remembers of a job. `slot_bytes` is the size that its arenas grew to, for the next pods;
+    `world_size` is fixed by the first pass (0: not yet)."""
+
+    planner: Status = field(default_factory=Status)
+    slot_bytes: int = 0
+    world_size: int = 0
+
+    def steady(self) -> Record:
+        """Without what changes with each step, and may be written a little later."""
+        planner = replace(self.planner, step=-1, reached=-1, goodput=None, checkpoints={}, ready=0)
+        return replace(self, planner=planner)
+
+
+def restore(status: Mapping[str, Any]) -> Record:
+    """The record in a resource's status, or a fresh one; raises wire.WireError if it is not readable."""
+    internal = status.get("internal")
+    return wire.decode(Record, _renamed(internal, _snake), "status.internal") if internal else Record()
+
+
+def document(record: Record, spec: JobSpec, problem: Problem | None, before: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """The whole status of the resource. `before` is the present one: transition times of our own condition come from it."""
+    status, generation = record.planner, spec.generation
+    conditions = [_condition(c, generation) for c in status.conditions]
+    conditions.append(_accepted(problem, generation, before, now))
+    made = {
+        "phase": status.phase,
+        "message": status.message,
+        "observedGeneration": generation,
+        "attempt": status.attempt,
+        "stage": status.stage,
+        "step": status.step if status.step >= 0 else None,
+        "saved": _saved(status),
+        "ready": f"{status.ready}/{spec.job.replicas}",
+        "readyPods": status.ready,
+        "replicas": spec.job.replicas,
+        "selector": f"{names.LABEL_UID}={spec.job.uid}",
+        "restarts": _restarts(status),
+        "checkpoints": {n: {"step": c.step, "time": iso(c.time)} for n, c in sorted(status.checkpoints.items())},
+        "recoveries": status.recoveries,
+        "lastRecovery": _recovery(status.last_recovery) if status.last_recovery else None,
+        "goodput": status.goodput,
+        "startTime": iso(status.first_step_at) if status.first_step_at else None,
+        "completionTime": iso(status.completed_at) if status.completed_at else None,
+        "conditions": sorted(conditions, key=lambda c: str(c["type"])),
+        "internal": _renamed(wire.encode(record), _camel),
+    }
+    return {k: v for k, v in made.items() if v is not None}
+
+
+def refused(problem: Problem, generation: int, before: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """The present status with nothing changed but that the spec (or the status) can't be used."""
+    others = [c for c in before.get("conditions", []) if c.get("type") != ACCEPTED]
+    conditions = [*others, _accepted(problem, generation, before, now)]
+    return {
+        "phase": "Pending",
+        **before,
+        "message": f"{problem.reason}: {problem.message}",
+        "conditions": sorted(conditions, key=lambda c: str(c["type"])),
+    }
+
+
+def iso(time: float) -> str:
+    """RFC 3339 in UTC, to the second, as Kubernetes writes times."""
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _condition(condition: Condition, generation: int) -> dict[str, Any]:
+    return {
+        "type": condition.type,
+        "status": "True" if condition.status else "False",
+        "reason": condition.reason or "Unknown",
+        "message": condition.message,
+        "lastTransitionTime": iso(condition.since),
+        "observedGeneration": generation,
+    }
+
+
+def _accepted(problem: Problem | None, generation: int, before: Mapping[str, Any], now: float) -> dict[str, Any]:
+    ok = problem is None
+    old: Mapping[str, Any] = next((c for c in before.get("conditions", []) if c.get("type") == ACCEPTED), {})
+    state = "True" if ok else "False"
+    return {
+        "type": ACCEPTED,
+        "status": state,
+        "reason": problem.reason if problem else "Valid",
+        "message": problem.message if problem else "the job can be carried out as it is written",
+        "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == state else iso(now),
+        "observedGeneration": generation,
+    }
+
+
+def _saved(status: Status) -> str | None:
+    """The freshest level; of equals, memory."""
+    if not status.checkpoints:
+        return None
+    level = max(status.checkpoints, key=lambda n: (status.checkpoints[n].step, n == MEMORY, n))
+    return f"{level}@{status.checkpoints[level].step}"
+
+
+def _restarts(status: Status) -> dict[str, int]:
+    counted = status.restarts
+    return {
+        "total": counted.process + counted.pod,
+        "process": counted.process,
+        "pod": counted.pod,
+        "job": counted.job,
+    }
+
+
+def _recovery(recovery: Recovery) -> dict[str, Any]:
+    return {
+        "attempt": recovery.attempt,
+        "reason": recovery.cause,
+        "message": recovery.message,
+        "level": recovery.level,
+        "step": recovery.step,
+        "lostSteps": recovery.lost_steps,
+        "seconds": recovery.seconds,
+        "time": iso(recovery.time),
+        "evidence": list(recovery.evidence),
+    }
+
+
+def _renamed(value: Any, name: Any) -> Any:
+    """Keys in the other spelling, at every depth. Names of levels have neither underscores nor capitals: they stay."""
+    if isinstance(value, Mapping):
+        return {name(k): _renamed(v, name) for k, v in value.items()}
+    return [_renamed(v, name) for v in value] if isinstance(value, list) else value
+
+
+def _camel(name: str) -> str:
+    return _GAP.sub(lambda m: m[1].upper(), name)
+
+
+def _snake(name: str) -> str:
+    return _HUMP.sub(lambda m: f"_{m[0].lower()}", name)
