@@ -77,7 +77,8 @@ class Console:
         self._idle.clear()
         if self._backlog:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()
 
 
 class Stream:

@@ -38,9 +38,8 @@ class Sidecar:
         lost, tries, complaints = loop.time(), 0, 0
         while True:
             try:
-                reader, writer = await asyncio.wait_for(
-                    asyncio.open_unix_connection(self._path, limit=_LINE_LIMIT), _CONNECT_SECONDS
-                )
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    reader, writer = await asyncio.open_unix_connection(self._path, limit=_LINE_LIMIT)
             except OSError as error:
                 waited = loop.time() - lost
                 if complaints < len(_COMPLAIN_AFTER) and waited >= _COMPLAIN_AFTER[complaints]:
@@ -80,7 +79,8 @@ class Sidecar:
             self._changed.clear()
             writer.write(local.pack(self._hello()))
             try:
-                await asyncio.wait_for(writer.drain(), _SEND_SECONDS)
+                async with asyncio.timeout(_SEND_SECONDS):  # not wait_for: in 3.11 it may swallow a cancellation
+                    await writer.drain()
             except OSError:  # a TimeoutError is one
                 writer.transport.abort()
                 return

@@ -143,9 +143,11 @@ def _run(job: Job) -> None:
 
 def _own_threads_and_seeds(env: dict[str, str]) -> None:
     """What libraries read or drew when they were imported, before this rank's environment was known."""
+    torch = importlib.import_module("torch")
     threads = env.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > 0:
-        importlib.import_module("torch").set_num_threads(int(threads))
+        torch.set_num_threads(int(threads))
+    torch.default_generator.seed()
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random").seed()
 

@@ -160,7 +160,8 @@ class Supervisor:
         while self._alive() and (left := deadline - self._loop.time()) > 0:
             self._reaped.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._reaped.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._reaped.wait()
 
     def _kill_orphans(self) -> None:
         """Whatever left its process group: as the subreaper, we are its parent now."""

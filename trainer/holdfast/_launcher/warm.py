@@ -108,7 +108,8 @@ class Standby:
         """Wait until it is ready or has failed, within WARM_UP_SECONDS."""
         if not self.problem:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), WARM_UP_SECONDS)
+                async with asyncio.timeout(WARM_UP_SECONDS):
+                    await self._settled.wait()
 
     async def spawn(self, env: Mapping[str, str], stdout: int, stderr: int) -> int:
         """Pid of a new rank; raises NoStandby."""
@@ -150,7 +151,8 @@ class Standby:
         assert self._control is not None
         try:
             socket.send_fds(self._control, [job], fds)
-            data = await asyncio.wait_for(self._loop.sock_recv(self._control, 4096), _FORK_SECONDS)
+            async with asyncio.timeout(_FORK_SECONDS):
+                data = await self._loop.sock_recv(self._control, 4096)
             answer: dict[str, Any] = json.loads(data or b"{}")
         except (OSError, ValueError) as error:
             self.kill()  # an answer that comes later would be taken for that of the next question
