@@ -1,0 +1,170 @@
+"""What the end-to-end tests stand on: one cluster, one release of the operator, one namespace, and the shared training job."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast_demo import faults, measure, setting
+from holdfast_demo.clusters import Cluster
+from holdfast_demo.commands import ROOT
+from holdfast_demo.errors import DemoError
+from holdfast_demo.faults import Scene
+from holdfast_demo.jobs import Job, Spec
+from holdfast_demo.kube import Object
+from holdfast_demo.measure import Before, Outcome
+from holdfast_demo.setting import Release, Workspace
+
+BUILD = ROOT / "build" / "e2e"
+SCRIPTS = "scripts"
+_WEIGHTS = re.compile(r"\bstep (\d+) weights ([0-9a-f]{16})\b")
+
+
+@dataclass
+class Site:
+    """The set-up shared by all tests of a session."""
+
+    cluster: Cluster
+    release: Release
+    workspace: Workspace
+    torch: str
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> str:
+        return self.workspace.namespace
+
+    def spec(self, name: str, *arguments: str, **changes: object) -> Spec:
+        """A job that runs script.py; keyword arguments replace fields of the Spec."""
+        plain: dict[str, object] = {
+            "name": name,
+            "namespace": self.namespace,
+            "image": setting.PYTHON_IMAGE,
+            "command": ("python3", "/script/script.py", *arguments),
+            "stores": self.workspace.stores({"seconds": 2}, {"seconds": 4}),
+            "torch_site": self.torch,
+            "files": SCRIPTS,
+            "restarts": {"limit": 500},
+        }
+        return Spec(**{**plain, **changes})  # type: ignore[arg-type]
+
+    def start(self, spec: Spec) -> Scene:
+        """Apply a job and follow its log."""
+        job = Job(self.cluster.kube, self.namespace, spec.name)
+        job.apply(spec)
+        _ = job.log
+        self.jobs.append(job)
+        return Scene(self.cluster, self.release, job)
+
+    def end(self, scene: Scene) -> None:
+        """Delete a job."""
+        scene.job.close()
+        scene.job.delete()
+        if scene.job in self.jobs:
+            self.jobs.remove(scene.job)
+
+    def events(self, scene: Scene) -> dict[str, str]:
+        """{reason: newest message} of the events on a job."""
+        found = sorted(scene.job.events(), key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
+        return {str(e["reason"]): str(e["message"]) for e in found}
+
+    def pvc_folder(self, scene: Scene) -> Path:
+        """Where the shared disk has the job's folder, on this machine."""
+        return _state() / "shared" / "volumes" / f"holdfast-{self.namespace}-{setting.CLAIM}" / self.namespace / scene.job.name
+
+    def s3_folder(self, scene: Scene) -> Path:
+        """Where the S3 server has the job's objects, on this machine."""
+        bucket, _, prefix = self.workspace.url.removeprefix("s3://").partition("/")
+        return _state() / "s3" / "data" / bucket / prefix / self.namespace / scene.job.name
+
+
+def _state() -> Path:
+    from holdfast_cluster.config import paths_from_environment
+
+    return paths_from_environment().state
+
+
+def make_site(cluster: Cluster) -> Site:
+    """Images, an operator that watches one new namespace, and that namespace."""
+    namespace = f"holdfast-e2e-{secrets.token_hex(2)}"
+    release = Release("holdfast", "holdfast-e2e-system", watch=(namespace,))
+    for name in ("operator", "sidecar"):
+        setting.build_image(cluster, name)
+    workspace = setting.make_workspace(cluster, namespace, "e2e")
+    setting.install(cluster, setting.IMAGES, release)
+    script = (Path(__file__).parent / "script.py").read_text()
+    meta = {"name": SCRIPTS, "namespace": namespace}
+    cluster.kube.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"script.py": script}})
+    return Site(cluster, release, workspace, setting.torch_site())
+
+
+class Shared:
+    """The long job that most faults hit. A test that ruins it costs the next one a new start, no more."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.scene: Scene | None = None
+        self._number = 0
+
+    def ready(self, steps: int = 10) -> Scene:
+        """The job, training, with a few new steps and something saved at every level."""
+        if self.scene is not None and not self._training(self.scene):
+            self.site.end(self.scene)
+            self.scene = None
+        if self.scene is None:
+            self._number += 1
+            self.scene = self.site.start(self.site.spec(f"train-{self._number}"))
+            self.scene.job.wait_phase("Running", limit=180)
+        job = self.scene.job
+        job.wait_steps(steps, 60, time.time())
+        job.wait(lambda s: {"memory", "pvc", "s3"} <= set(s.get("checkpoints", {})), 60, "a checkpoint at every level")
+        return self.scene
+
+    def _training(self, scene: Scene) -> bool:
+        try:
+            scene.job.wait_phase("Running", limit=60)
+            scene.job.wait_steps(3, 60, time.time())
+        except DemoError:
+            return False
+        return True
+
+
+Say = Callable[[str], None]
+
+
+def recovery(scene: Scene, say: Say, kind: str, before: Before, at: float, limit: float) -> Outcome:
+    """Wait for the recovery and say what was seen."""
+    outcome = measure.recovery(scene.job, kind, before, at, limit)
+    say(
+        f"{kind}: level {outcome.level}, resumed from step {outcome.resumed_step}, {outcome.lost_steps} steps lost, "
+        f"{outcome.seconds:.2f} s to the next finished step ({outcome.note})"
+    )
+    return outcome
+
+
+def weights(scene: Scene) -> dict[int, set[str]]:
+    """{step: hashes that rank 0 printed for it}: more than one would mean that a repeated step came out differently."""
+    found: dict[int, set[str]] = {}
+    for line in scene.job.log.lines:
+        for step, value in _WEIGHTS.findall(line.text):
+            found.setdefault(int(step), set()).add(value)
+    return found
+
+
+def restarts(scene: Scene) -> Object:
+    """Counters of the status."""
+    return dict(scene.job.status.get("restarts", {}))
+
+
+def trainer_pids(scene: Scene, ranks: int = 3) -> list[int]:
+    """Pids of all trainer processes on this machine, by rank."""
+    from holdfast_demo import processes
+
+    return [processes.find_trainer(processes.container_id(scene.job.need_pod(r), "trainer"), r) for r in range(ranks)]
+
+
+__all__ = ["BUILD", "Shared", "Site", "faults", "make_site", "recovery", "restarts", "trainer_pids", "weights"]

@@ -1,0 +1,136 @@
+"""Levels that lie or fail: corrupt bytes in memory, on the PVC, in S3; a full disk; a store that is away for a while."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from holdfast_demo import faults, measure, processes
+from holdfast_demo.faults import Scene
+from holdfast_demo.waiting import wait_for
+
+from .copies import committed, flip, newest, shard, truncate
+from .memory import spoil
+from .site import Say, Shared, Site, recovery, trainer_pids
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+
+@contextmanager
+def _frozen(scene: Scene) -> Iterator[list[int]]:
+    """All trainers stopped by SIGSTOP: no step is finished, nothing new is saved."""
+    pids = trainer_pids(scene)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+
+def _settled(site: Site, scene: Scene) -> int:
+    """Wait until both stores hold the same newest step; the step."""
+    pvc, s3 = site.pvc_folder(scene), site.s3_folder(scene)
+
+    def same() -> bool:
+        return newest(pvc).step == newest(s3).step >= 0 and scene.job.checkpoint("pvc") == newest(pvc).step
+
+    wait_for(same, 60, "both stores to hold the newest step", seen=lambda: (newest(pvc), newest(s3), scene.job.brief()))
+    return newest(pvc).step
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_bit_flipped_in_memory_is_found_and_the_next_level_serves(training: Scene, site: Site, say: Say, rank: int) -> None:
+    """I2. The newest step is in memory, on the PVC and in S3; the one in memory is no longer what was captured."""
+    with _frozen(training) as pids:
+        step = _settled(site, training)
+        pid = processes.main_pid(processes.container_id(training.job.need_pod(rank), faults.SIDECAR))
+        spoilt = spoil(pid, rank)
+        assert spoilt == step, f"memory holds step {spoilt}, the stores {step}"
+        before = measure.look(training.job)
+        at = processes.kill(pids[rank], signal.SIGKILL)
+    outcome = recovery(training, say, f"bit flipped in memory of rank {rank}, then SIGKILL", before, at, 90)
+    assert outcome.level == "pvc"
+    assert outcome.resumed_step == step
+    rejected = site.events(training)["SourceRejected"]
+    assert "checksum" in rejected, rejected
+
+
+@pytest.mark.parametrize(("harm", "rank"), [(flip, 2), (truncate, 0)])
+def test_a_corrupt_shard_on_the_pvc_is_found_and_s3_serves(
+    training: Scene, site: Site, say: Say, harm: Callable[[Path], None], rank: int
+) -> None:
+    with _frozen(training):
+        step = _settled(site, training)
+        pvc = site.pvc_folder(training)
+        harm(shard(pvc, newest(pvc), rank))
+        before = measure.look(training.job)
+        at = faults.delete_all_pods(training)
+    outcome = recovery(training, say, f"{harm.__name__} of a shard on the PVC, all pods deleted", before, at, 120)
+    assert outcome.level == "s3"
+    assert outcome.resumed_step == step
+
+
+def test_corrupt_everywhere_goes_back_to_an_older_step(training: Scene, site: Site, say: Say) -> None:
+    with _frozen(training):
+        _settled(site, training)
+        pvc, s3 = site.pvc_folder(training), site.s3_folder(training)
+        flip(shard(pvc, newest(pvc), 1))
+        truncate(shard(s3, newest(s3), 0))
+        older = max(committed(pvc)[-2].step, committed(s3)[-2].step)
+        before = measure.look(training.job)
+        at = faults.delete_all_pods(training)
+    outcome = recovery(training, say, "newest step corrupt on PVC and in S3, all pods deleted", before, at, 120)
+    assert outcome.resumed_step == older
+    assert outcome.level in ("pvc", "s3")
+
+
+def test_a_full_disk_does_not_stop_training(shared: Shared, site: Site, say: Say) -> None:
+    """I5. S3 goes on; the PVC catches up when there is room again."""
+    scene = shared.ready()
+    attempt = scene.job.attempt
+    site.cluster.storage("full")
+    start = time.time()
+    try:
+        found = scene.job.wait_condition("StoresHealthy", False, 60, "pvc")
+        assert "space" in found["message"].lower(), found["message"]
+        say(f"PVC full: condition after {time.time() - start:.1f} s: {found['message'][:140]}")
+        s3 = newest(site.s3_folder(scene))
+        scene.job.wait_steps(60, 60, time.time())
+        wait_for(lambda: newest(site.s3_folder(scene)) > s3, 60, "commits to S3 while the disk is full")
+    finally:
+        site.cluster.storage("free")
+    scene.job.wait_condition("StoresHealthy", True, 60)
+    pvc = newest(site.pvc_folder(scene))
+    wait_for(lambda: newest(site.pvc_folder(scene)) > pvc, 60, "commits to the PVC again")
+    assert scene.job.attempt == attempt, "training was interrupted"
+    assert "StoreUnavailable" in site.events(scene)
+
+
+def test_s3_away_for_a_while_does_not_stop_training(shared: Shared, site: Site, say: Say) -> None:
+    scene = shared.ready()
+    attempt = scene.job.attempt
+    site.cluster.s3("stop")
+    start = time.time()
+    try:
+        found = scene.job.wait_condition("StoresHealthy", False, 60, "s3")
+        say(f"S3 down: condition after {time.time() - start:.1f} s: {found['message'][:140]}")
+        pvc = newest(site.pvc_folder(scene))
+        scene.job.wait_steps(200, 90, time.time())
+        wait_for(lambda: newest(site.pvc_folder(scene)) > pvc, 60, "commits to the PVC while S3 is away")
+    finally:
+        site.cluster.s3("start")
+    up, missed = time.time(), newest(site.s3_folder(scene))
+    wait_for(lambda: newest(site.s3_folder(scene)) > missed, 60, "uploads to catch up")
+    say(f"S3 back after {up - start:.0f} s: caught up {time.time() - up:.1f} s later")
+    scene.job.wait_condition("StoresHealthy", True, 60)
+    assert scene.job.attempt == attempt, "training was interrupted"
