@@ -30,6 +30,7 @@ from .status import Problem, Record
 log = logging.getLogger(__name__)
 
 _GAP = 0.05  # seconds between passes, at least: many wake-ups become one
+_LIST_TRIES = 5
 _RELIST = 30.0  # seconds between lists of the job's pods; watch events may be lost
 _IDLE = 60.0  # seconds between passes of an ended or refused job
 _LONGEST = 10.0  # seconds of back-off after errors
@@ -164,14 +165,19 @@ class Reconciler:
         return _IDLE
 
     async def _list(self) -> None:
-        """Ask for all pods of the job, now and then."""
+        """Ask for all pods of the job, now and then. Never plan before it has worked once: a missing pod counts as gone."""
         if time.monotonic() - self._listed < _RELIST:
             return
-        changes = self.pods.changes
-        found = await self._services.api.get(api.core(self.namespace, "pods"), labelSelector=f"{names.LABEL_UID}={self.uid}")
-        if self.pods.listed(found.get("items") or [], changes):
-            self._listed = time.monotonic()
-            self.keeper.distrust()
+        for _ in range(_LIST_TRIES):
+            changes = self.pods.changes
+            selector = f"{names.LABEL_UID}={self.uid}"
+            found = await self._services.api.get(api.core(self.namespace, "pods"), labelSelector=selector)
+            if self.pods.listed(found.get("items") or [], changes):
+                self._listed = time.monotonic()
+                self.keeper.distrust()
+                return
+        if self._listed < 0:
+            raise ApiError(503, "PodsUnsettled", "the job's pods change faster than they can be listed: trying again")
 
     def _connect(self, planner: Status) -> None:
         """A stream from each pod that counts and has an address."""
