@@ -33,7 +33,7 @@ def remove_everything(paths: Paths) -> None:
     network.restore_sysctls(paths)
     with contextlib.suppress(ClusterError):
         # A loop device goes a moment after its last mount, which may be another program's copy of our mount table.
-        wait_until(lambda: not leftovers(paths), timeout=20, what="", every=0.2)
+        wait_until(lambda: not leftovers(paths), timeout=60, what="", every=0.2)
     if left := leftovers(paths):
         raise ClusterError("these would not go away: " + "; ".join(left))
     shutil.rmtree(paths.state, ignore_errors=True)

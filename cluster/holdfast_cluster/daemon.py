@@ -48,6 +48,7 @@ class Daemon:
                 cwd="/",
                 start_new_session=True,
             )
+        keep(process)
         remember(self.pid_file, process.pid)
         return process.pid
 
@@ -86,6 +87,14 @@ class Daemon:
             wait_until(lambda: not self.alive(), timeout=10, what=f"{self.name} does not die", every=0.05)
         self.pid_file.unlink(missing_ok=True)
         return True
+
+
+_kept: list[subprocess.Popen[bytes]] = []
+
+
+def keep(process: subprocess.Popen[bytes]) -> None:
+    """Says that a process outlives this command on purpose: dropping its object would be taken for a mistake."""
+    _kept.append(process)
 
 
 def remember(pid_file: Path, pid: int) -> None:

@@ -26,7 +26,7 @@ from holdfast_cluster.config import (
     Plan,
     node_index,
 )
-from holdfast_cluster.daemon import recall, remember
+from holdfast_cluster.daemon import keep, recall, remember
 from holdfast_cluster.images import in_node
 from holdfast_cluster.shell import succeeds, tail, wait_until
 
@@ -59,6 +59,7 @@ def power_on(paths: Paths, plan: Plan, node: str, nodes: int) -> None:
     cgroups.make(node)
     _write_configs(paths, plan, node)
     process = _spawn(paths, node)
+    keep(process)
     assert process.stdin is not None
     boot = paths.node(node) / "boot-pid"
     wait_until(lambda: process.poll() is not None or boot.exists(), timeout=20, what=f"{node} does not boot", every=0.05)
