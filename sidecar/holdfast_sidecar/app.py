@@ -38,7 +38,7 @@ from .stores.level import Level
 from .trainers import Trainers
 
 _SHUTDOWN = 1.0  # seconds for open requests
-_QUIET = 1.0  # seconds without an upload before a pod that is told to go, goes
+_QUIET = 1.5  # seconds without an upload before a pod that is told to go, goes
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +80,8 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         self._make_folders()
+        if self.config.tls_dir:
+            self._client_tls = tls.client_context(Path(self.config.tls_dir))
         self.lifecycle.resume()
         background = [asyncio.create_task(work) for work in self._background()]
         try:
@@ -124,11 +126,11 @@ class App:
         _log.info("asked to stop")
         if self.lifecycle.record.phase in (IDLE, FINISHED) or not self.levels:
             return
-        if self.lifecycle.coordinator is not None:
-            await self.lifecycle.coordinator.flush()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                await self.lifecycle.drain()
+                if self.lifecycle.coordinator is not None:
+                    await self.lifecycle.coordinator.flush()
+                    await self.lifecycle.drain()
                 await self._quiet()
 
     async def _quiet(self) -> None:
@@ -151,9 +153,7 @@ class App:
         api = Api(self.lifecycle, self.states, self.changes, self.levels).application()
         runner = await self._runner(api)
         if self.config.tls_dir:
-            folder = Path(self.config.tls_dir)
-            self._client_tls = tls.client_context(folder)
-            context = tls.server_context(folder)
+            context = tls.server_context(Path(self.config.tls_dir))
             site: web.BaseSite = web.TCPSite(runner, "0.0.0.0", self.config.api_port, ssl_context=context)  # noqa: S104
         else:
             self._api_socket.unlink(missing_ok=True)

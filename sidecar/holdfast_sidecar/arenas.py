@@ -25,6 +25,7 @@ from .memory import Budget
 from .slots import ArenaFile, SlotView
 
 _NAME = re.compile(r"^rank-(\d{5,})\.g(\d+)\.arena$")
+_MANIFEST_SLACK = 64 << 10  # bytes; room for the manifests of later steps, so that the trainer need not ask for more
 _LEASE_NS = 10 * 10**9
 _log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Arenas:
 
     def allocate(self, rank: int, manifest: SlotManifest, committed: int) -> tuple[ArenaFile, int, memoryview]:
         """A slot opened for a restored snapshot: file, index and data area."""
-        need = arena.slot_bytes_for(manifest.data_bytes, len(dump(manifest)))
+        need = arena.slot_bytes_for(manifest.data_bytes, 2 * len(dump(manifest)) + _MANIFEST_SLACK)
         file = self.reserve(rank, need)
         file.require_intact()
         index = arena.choose_slot(file.slots(), committed, time.monotonic_ns())
@@ -183,7 +184,9 @@ class Arenas:
             file.require_intact()
         view = self.find(rank, copy)
         if view is None:
-            raise ArenaError(f"step {copy.step} of rank {rank} is not in memory")
+            problems = [p for file in self._files[rank] for p in file.problems()]
+            detail = f": {'; '.join(problems)}" if problems else ""
+            raise ArenaError(f"step {copy.step} of attempt {copy.attempt} is not in memory{detail}")
         return view
 
     # --- what the coordinator and the commands change
@@ -211,8 +214,9 @@ class Arenas:
         return max(copies, default=None)
 
     def clear_void(self, history: History) -> None:
-        """Forget snapshots that a later attempt has abandoned."""
+        """Forget snapshots that a later attempt has abandoned, and slots that can't be read."""
         for file in self._intact():
+            file.clear_unreadable()
             for slot in _sealed(file):
                 if not is_valid(Copy(slot.step, slot.attempt), history):
                     arena.clear(file.buf, slot.index)

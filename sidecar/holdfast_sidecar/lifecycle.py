@@ -221,6 +221,13 @@ class Lifecycle:
             self.record.phase == phases.STOPPING and not self.ranks.alive
         )
         self._update(**({"phase": phases.EXITED} if over else {}))
+        self._say_again()
+
+    def _say_again(self) -> None:
+        """A process may have died between publishing a snapshot and telling us."""
+        for rank, copies in self.arenas.sealed().items():
+            for copy in copies:
+                self.sealed(rank, copy)
 
     def rank_changed(self, urgent: bool) -> None:
         """A trainer told something new."""

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast_core.arena import ArenaError, ArenaHeader
+from holdfast_core.arena import ArenaHeader
 from holdfast_core.config import SidecarConfig
 
 from . import cgroup
+from .slots import NoMemory
 
 _MIB = 1 << 20
 _RESERVE = 48 * _MIB  # what this process still needs beside the arenas: buffers of uploads
@@ -22,10 +23,10 @@ class Budget:
         self._config, self._folder, self._available = config, folder, available
 
     def require(self, header: ArenaHeader, taken: int) -> None:
-        """Raise ArenaError, naming the setting to change, unless one more arena of this shape fits. `taken`: by arenas."""
+        """Raise NoMemory, naming the setting to change, unless one more arena of this shape fits. `taken`: by arenas."""
         left, what = min(self._limits(taken))
         if header.total_bytes > left:
-            raise ArenaError(self._advice(header, left, what))
+            raise NoMemory(self._advice(header, left, what))
 
     def _limits(self, taken: int) -> list[tuple[int, str]]:
         volume = os.statvfs(self._folder)

@@ -20,7 +20,7 @@ from holdfast_core.timeline import Copy
 from .arenas import Arenas
 from .launcher import Launcher
 from .metrics import Metrics
-from .slots import SlotView
+from .slots import NoMemory, SlotView
 from .stores.base import StoreError
 from .stores.lane import Pulse
 from .stores.level import Level
@@ -93,6 +93,8 @@ class Preparation:
                 nbytes = found  # this pod still has what the others have to fetch
             else:
                 nbytes = await self._fetch(rank, copy, source)
+        except NoMemory as error:
+            raise PrepareFailed(str(error)) from error  # any source would meet the same
         except (ArenaError, CorruptShard, StoreError) as error:
             raise PrepareFailed(f"rank {rank}: {source.level}: {error}", source) from error
         self.metrics.count(self.metrics.restored, source.level, by=nbytes)

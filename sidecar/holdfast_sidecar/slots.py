@@ -17,6 +17,10 @@ from holdfast_core.manifest import CorruptShard, Entry, SlotManifest, entry_data
 from holdfast_core.timeline import Copy
 
 
+class NoMemory(ArenaError):
+    """An arena does not fit; the text says what to set."""
+
+
 class ArenaFile:
     """A mapped arena. `header` is what it said when it was opened."""
 
@@ -52,7 +56,7 @@ class ArenaFile:
         except OSError as error:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
-            raise ArenaError(_no_room(error, path, header)) from error
+            raise NoMemory(_no_room(error, path, header)) from error
         file = cls(path, descriptor, header.total_bytes)
         file.header = header
         arena.format_arena(file.buf, header, attempt)
@@ -83,6 +87,24 @@ class ArenaFile:
             return arena.read_slot(self.buf, index)
         except ArenaError:
             return None
+
+    def problems(self) -> list[str]:
+        """What is wrong with slots that hold something."""
+        found = []
+        for index in range(self.header.slots):
+            try:
+                slot = arena.read_slot(self.buf, index)
+                if slot.state is SlotState.SEALED:
+                    arena.slot_manifest(self.buf, self.header, slot)
+            except ArenaError as error:
+                found.append(str(error))
+        return found
+
+    def clear_unreadable(self) -> None:
+        """Slots whose header makes no sense become free: the trainer could not even pass them by."""
+        for index in range(self.header.slots):
+            if self._slot(index) is None:
+                arena.clear(self.buf, index)
 
     def is_plausible(self, view: SlotView) -> bool:
         """Whether a sealed slot's manifest agrees with its checksum; remembered for as long as the slot stays the same."""

@@ -28,6 +28,12 @@ from .ranks import Ranks
 from .record import Record
 
 _log = logging.getLogger(__name__)
+_SKIP_WORDS = (
+    (("no free slot",), "no_slot"),
+    (("fenced", "is over"), "fenced"),
+    (("memory.size", "are needed", "no memory"), "too_small"),
+    (("sidecar",), "agent"),
+)
 _Notice = Sealed | Skipped | Progress | Restored | Corrupt
 
 
@@ -46,6 +52,7 @@ class Trainers:
         self._arenas, self._ranks, self._metrics = arenas, ranks, metrics
         self._record, self._sealed, self._changed = record, sealed, changed
         self.skipped = 0
+        self._last: dict[int, Copy] = {}
         self.stall_seconds = 0.0
 
     async def request(self, message: Attach | Reserve) -> Message:
@@ -112,11 +119,14 @@ class Trainers:
         view = self._arenas.at(message.rank, message.path, message.slot)
         if view is None or view.slot.step != message.step or view.slot.attempt != message.attempt:
             return
+        self._sealed(message.rank, view.copy)
+        if self._last.get(message.rank) == view.copy:
+            return  # said again after a reconnect
+        self._last[message.rank] = view.copy
         metrics = self._metrics
         metrics.count(metrics.snapshots, str(message.rank))
         metrics.count(metrics.captured, by=view.slot.data_bytes)
         metrics.observe(metrics.stall, max(0.0, message.stall_seconds))
-        self._sealed(message.rank, view.copy)
         self._changed(False)
 
     def _on_skipped(self, message: Skipped) -> None:
@@ -126,5 +136,7 @@ class Trainers:
 
 
 def skip_reason(text: str) -> str:
-    """One of a few words, so that the metric's label stays bounded."""
-    return text if text in SKIP_REASONS else "other"
+    """One of a few words for the trainer's sentence, so that the metric's label stays bounded."""
+    if text in SKIP_REASONS:
+        return text
+    return next((reason for words, reason in _SKIP_WORDS if any(w in text for w in words)), "other")

@@ -35,7 +35,7 @@ def eventually(check: Callable[[], object], seconds: float = 10.0, what: str = "
         with contextlib.suppress(OSError, http.client.HTTPException):
             if value := check():
                 return value
-        time.sleep(0.02)
+        time.sleep(0.04)
     raise AssertionError(f"not within {seconds} s: {what or check}")
 
 
@@ -77,6 +77,7 @@ class Sidecar:
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | (environment or {})
         self._log = log or Path(config.shared_dir).with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
+        self._context: ssl.SSLContext | None = None
 
     def start(self, *, healthy: bool = True) -> Sidecar:
         environment = {**self._environment, CONFIG_ENV: wire.dumps(self.config).decode()}
@@ -110,8 +111,8 @@ class Sidecar:
     def connection(self) -> http.client.HTTPConnection:
         if not self.config.tls_dir:
             return _UnixConnection(f"{self.config.shared_dir}/run/api.sock")
-        context = client_context(Path(self.config.tls_dir))
-        return _TlsConnection("127.0.0.1", self.config.api_port, timeout=10, context=context)
+        self._context = self._context or client_context(Path(self.config.tls_dir))
+        return _TlsConnection("127.0.0.1", self.config.api_port, timeout=10, context=self._context)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = self.connection()
@@ -163,7 +164,11 @@ class Line:
     def __init__(self, shared: str | Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(10)
-        eventually(lambda: self._socket.connect(str(Path(shared) / SOCKET)) is None, 5, "local socket")
+        try:
+            eventually(lambda: self._socket.connect(str(Path(shared) / SOCKET)) is None, 5, "local socket")
+        except AssertionError:
+            self._socket.close()
+            raise
         self._file = self._socket.makefile("rb")
 
     def send(self, message: local.Message, number: int = 0) -> None:

@@ -38,6 +38,7 @@ class Coordinator:
         self.decisions = Decisions(prepare.attempt, prepare.members, prepare.history, slots, configs)
         self._connections: dict[int, web.WebSocketResponse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looking_up: set[str] = set()
         self._closed = False
 
     def start(self, last_uploads: Mapping[str, float]) -> None:
@@ -72,15 +73,17 @@ class Coordinator:
     async def _run(self) -> None:
         while True:
             for name, level in self._levels.items():
-                line = self.decisions.lines[name]
-                if level.reachable and not line.known:
-                    await self._look_up(name, level)
+                known = self.decisions.lines[name].known or name in self._looking_up
+                if level.reachable and not known:
+                    self._looking_up.add(name)
+                    self._spawn(self._look_up(name, level))
             await self.tick()
             await asyncio.sleep(_TICK)
 
     async def _look_up(self, name: str, level: Level) -> None:
-        if not level.known:
-            await level.refresh(self.decisions.history)
+        """In a task of its own: a store that hangs must not hold up the others."""
+        await level.refresh(self.decisions.history)
+        self._looking_up.discard(name)
         if level.known:
             self.decisions.found(name, level.committed)
             if level.committed:

@@ -147,7 +147,8 @@ class Level:
             return StoreInventory(self.name, error=str(error))
 
     async def refresh(self, history: History) -> None:
-        """Look up the newest step that counts. An error leaves `known` false."""
+        """Look up the newest step that counts. After an error `known` is false."""
+        self.known = False
         found = await self.inventory()
         if found.error:
             self._set_probe_error(found.error)
