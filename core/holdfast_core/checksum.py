@@ -6,8 +6,9 @@ is verified piece by piece while it is copied, and a mismatch names where it is.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
+
+from .fastcopy import crc32
 
 ALGORITHM = "crc32"
 CHUNK = 4 << 20  # bytes
@@ -21,7 +22,7 @@ def chunks(buffer: memoryview) -> Iterator[memoryview]:
 
 def checksums(buffer: memoryview) -> tuple[int, ...]:
     """One CRC-32 for each chunk of a contiguous byte buffer (format 'B')."""
-    return tuple(zlib.crc32(chunk) for chunk in chunks(buffer))
+    return tuple(crc32(chunk) for chunk in chunks(buffer))
 
 
 def first_mismatch(buffer: memoryview, expected: Sequence[int]) -> int | None:

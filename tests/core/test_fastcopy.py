@@ -1,0 +1,62 @@
+"""The C library against zlib: any length, any alignment, each of its paths, and the way without it."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import zlib
+
+import pytest
+from holdfast_core import fastcopy
+
+needs_library = pytest.mark.skipif(not fastcopy.available(), reason="the C library is not built (no compiler)")
+SIZE = 1 << 20
+RNG = random.Random(7)
+SOURCE = bytearray(RNG.randbytes(SIZE))
+
+
+def address(buffer: bytearray) -> int:
+    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
+
+
+@pytest.fixture(params=[2, 1, 0], ids=["avx512", "sse-or-arm", "tables"])
+def level(request):
+    library = fastcopy._library
+    if library is None:
+        pytest.skip("the C library is not built (no compiler)")
+    library.holdfast_set_level(request.param)
+    yield request.param
+    library.holdfast_set_level(2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_checksum_and_copy_agree_with_zlib(level, seed):
+    rng, target = random.Random(seed), bytearray(SIZE)
+    for _ in range(300):
+        n = rng.choice([rng.randrange(0, 700), rng.randrange(0, SIZE - 512)])
+        a, b = rng.randrange(0, 256), rng.choice([0, 64, rng.randrange(0, 256)])
+        work = fastcopy.pieces([(address(target) + b, address(SOURCE) + a, n)])
+        assert fastcopy.run(work) == 1
+        assert work[0].crc == zlib.crc32(SOURCE[a : a + n])
+        assert target[b : b + n] == SOURCE[a : a + n]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 100_001])
+def test_buffers_of_all_kinds_are_summed(size):
+    raw = bytes(SOURCE[:size])
+    for buffer in (memoryview(raw), memoryview(bytearray(raw))):
+        assert fastcopy.crc32(buffer) == zlib.crc32(raw)
+        assert fastcopy.crc32(buffer, 99) == zlib.crc32(raw, 99)
+
+
+@pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False], ids=["library", "zlib"])
+def test_a_run_counts_what_is_done_and_stops_when_told(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target, done, stop = bytearray(300), ctypes.c_uint64(0), ctypes.c_uint32(0)
+    work = fastcopy.pieces([(address(target) + i, address(SOURCE) + i, 100) for i in (0, 100, 200)])
+    assert (fastcopy.run(work, done, stop), done.value) == (3, 3)
+    assert target == SOURCE[:300]
+    assert [p.crc for p in work] == [zlib.crc32(SOURCE[i : i + 100]) for i in (0, 100, 200)]
+    stop.value = 1
+    assert fastcopy.run(work, done, stop) == 0
