@@ -117,17 +117,28 @@ def _bring_up(paths: Paths, count: int, reporter: Reporter) -> None:
     reporter.say("storage", f"shared {kind} and S3 at {plan.s3_url}")
     for name in nodes:
         node.power_on(paths, plan, name, len(nodes))
-    api = controlplane.start(paths, plan)
-    controlplane.apply_basics(api, plan)
-    api.apply(storage.volume_manifest(storage.DEFAULT_VOLUME))
-    reporter.say("control plane", f"ready at {plan.api_url}")
-    for archive in (images.pause_archive(paths), images.base_archive(paths)):
-        _load(paths, nodes, archive)
-    reporter.say("images", f"pause and base loaded into {len(nodes)} nodes")
-    _wait_nodes(paths, api, nodes)
+    parts = {
+        "control plane": Part(lambda: _control_plane(paths, plan)),
+        "images": Part(lambda: _own_images(paths, nodes)),
+    }
+    run_parts(parts, reporter)
+    _wait_nodes(paths, Api(paths.kubeconfig), nodes)
     record = {"second_octet": plan.second_octet, "nodes": nodes, "storage": kind, "started": time.time()}
     paths.record.write_text(json.dumps(record), encoding="utf-8")
     reporter.say("nodes", f"{', '.join(nodes)} are Ready")
+
+
+def _control_plane(paths: Paths, plan: Plan) -> str:
+    api = controlplane.start(paths, plan)
+    controlplane.apply_basics(api, plan)
+    api.apply(storage.volume_manifest(storage.DEFAULT_VOLUME))
+    return f"ready at {plan.api_url}"
+
+
+def _own_images(paths: Paths, nodes: list[str]) -> str:
+    for archive in (images.pause_archive(paths), images.base_archive(paths)):
+        _load(paths, nodes, archive)
+    return f"pause and base loaded into {len(nodes)} nodes"
 
 
 def _load(paths: Paths, nodes: list[str], archive: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import urllib.request
 
 from holdfast_cluster.api import Api
@@ -39,8 +40,8 @@ def _start_etcd(paths: Paths) -> None:
     # In memory: the cluster lives as long as its state folder's mounts, and etcd's fsyncs would compete with builds.
     paths.etcd.mkdir(parents=True, exist_ok=True)
     run(["mount", "-t", "tmpfs", "-o", "size=1g,mode=700", "holdfast-etcd", paths.etcd])
-    client = f"http://127.0.0.1:{PORTS['etcd']}"
-    peer = f"http://127.0.0.1:{PORTS['etcd peer']}"
+    client = f"https://127.0.0.1:{PORTS['etcd']}"
+    peer = f"https://127.0.0.1:{PORTS['etcd peer']}"
     daemon = Daemon("etcd", paths)
     flags = {
         "name": "holdfast",
@@ -52,15 +53,21 @@ def _start_etcd(paths: Paths) -> None:
         "initial-cluster": f"holdfast={peer}",
         "auto-compaction-retention": "5m",
         "quota-backend-bytes": str(768 << 20),
-        "log-level": "warn",
+        "log-level": "error",
         "logger": "zap",
     }
+    # Who can write to etcd owns the cluster, and through privileged pods the machine: only our certificate may.
+    for prefix in ("", "peer-"):
+        flags |= {f"{prefix}cert-file": str(paths.pki / "etcd.crt"), f"{prefix}key-file": str(paths.pki / "etcd.key")}
+        flags |= {f"{prefix}client-cert-auth": "true", f"{prefix}trusted-ca-file": str(paths.pki / "ca.crt")}
     daemon.start(["etcd", *(f"--{name}={value}" for name, value in flags.items())])
-    daemon.wait_ready(lambda: _answers(client), timeout=30)
+    daemon.wait_ready(lambda: _answers(paths, client), timeout=30)
 
 
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _answers(paths: Paths, url: str) -> bool:
+    tls = ssl.create_default_context(cafile=str(paths.pki / "ca.crt"))
+    tls.load_cert_chain(paths.pki / "etcd.crt", paths.pki / "etcd.key")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
     try:
         with opener.open(f"{url}/health", timeout=2) as response:
             return b'"true"' in response.read()
@@ -71,7 +78,10 @@ def _answers(url: str) -> bool:
 def _apiserver_flags(paths: Paths, plan: Plan) -> list[str]:
     pki = paths.pki
     return [
-        f"--etcd-servers=http://127.0.0.1:{PORTS['etcd']}",
+        f"--etcd-servers=https://127.0.0.1:{PORTS['etcd']}",
+        f"--etcd-cafile={pki / 'ca.crt'}",
+        f"--etcd-certfile={pki / 'etcd.crt'}",
+        f"--etcd-keyfile={pki / 'etcd.key'}",
         f"--bind-address={plan.bridge_address}",
         f"--advertise-address={plan.bridge_address}",
         f"--secure-port={PORTS['kube-apiserver']}",

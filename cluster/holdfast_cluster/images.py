@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -265,7 +266,10 @@ def _buildah(paths: Paths, *words: str, timeout: float = 120.0, log: Path | None
 def load_archive(paths: Paths, archive: Path, node_pids: Mapping[str, int]) -> dict[str, str]:
     """Imports an archive into each node's containerd; {node: "loaded" or "already there"}."""
     tags, config = archive_identity(archive)
-    return {name: _load_into(paths, name, pid, archive, dict.fromkeys(tags, config)) for name, pid in node_pids.items()}
+    images = dict.fromkeys(tags, config)
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        work = {name: pool.submit(_load_into, paths, name, pid, archive, images) for name, pid in node_pids.items()}
+    return {name: future.result() for name, future in work.items()}
 
 
 def archive_identity(archive: Path) -> tuple[list[str], str]:

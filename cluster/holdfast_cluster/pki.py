@@ -56,6 +56,7 @@ def _certificates(folder: Path, plan: Plan) -> None:
     alternatives = ",".join([f"DNS:{name}" for name in names] + [f"IP:{address}" for address in addresses])
     _issue(folder, "apiserver", "/CN=kube-apiserver", f"subjectAltName={alternatives}")
     _issue(folder, "kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client", "extendedKeyUsage=clientAuth")
+    _issue(folder, "etcd", "/CN=holdfast-etcd", "subjectAltName=IP:127.0.0.1")
     _openssl(folder, "genrsa", "-out", "service-account.key", "2048")
     _openssl(folder, "rsa", "-in", "service-account.key", "-pubout", "-out", "service-account.pub")
 
