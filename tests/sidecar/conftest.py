@@ -104,8 +104,8 @@ def make_job(folder: Path, certificates: Path) -> Iterator[MakeJob]:
 
 def _versitygw() -> str | None:
     cache = Path(os.environ.get("HOLDFAST_CACHE", Path.home() / ".cache/holdfast"))
-    found = sorted(p for p in cache.glob("**/versitygw") if p.is_file() and os.access(p, os.X_OK))
-    return shutil.which("versitygw") or (str(found[0]) if found else None)
+    built = [*cache.glob("cluster/go/s3-*/s3"), *cache.glob("versitygw"), *cache.glob("*/versitygw")]
+    return shutil.which("versitygw") or next((str(p) for p in built if os.access(p, os.X_OK)), None)
 
 
 class S3Server:
@@ -121,12 +121,10 @@ class S3Server:
         self.key, self.secret = "tester", "testersecret"
 
     def start(self) -> None:
-        command = [
-            self._binary, "--port", f"127.0.0.1:{self.port}", "--access", self.key, "--secret", self.secret,
-            "--quiet", "posix", "--nometa", str(self.root),
-        ]  # fmt: skip
+        command = [self._binary, "--port", f"127.0.0.1:{self.port}", "--quiet", "posix", str(self.root)]
+        keys = {"ROOT_ACCESS_KEY": self.key, "ROOT_SECRET_KEY": self.secret}
         with (self._folder / "s3.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=keys)
         eventually(lambda: socket.create_connection(("127.0.0.1", self.port), 1).close() is None, 10, "S3 server")
 
     def stop(self) -> None:
