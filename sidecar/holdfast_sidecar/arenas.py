@@ -202,7 +202,7 @@ class Arenas:
         for file in self._intact():
             arena.set_committed(file.buf, step)
         for rank, files in list(self._files.items()):
-            if step != NO_STEP and len(files) > 1 and any(s.step >= step for s in _sealed(files[-1])):
+            if step != NO_STEP and len(files) > 1 and any(s.step == step for s in _sealed(files[-1])):
                 for old in files[:-1]:
                     self._remove(rank, old)
 

@@ -242,9 +242,7 @@ def test_a_missing_shard_makes_the_step_unusable(folder: Path) -> None:
          "outside"),
     ],
 )  # fmt: skip
-def test_a_manifest_that_lies_is_never_believed(
-    folder: Path, change: Callable[[StepManifest], bytes], says: str
-) -> None:
+def test_a_manifest_that_lies_is_never_believed(folder: Path, change: Callable[[StepManifest], bytes], says: str) -> None:
     steps, shelf = Steps(FileStore("pvc", folder / "pvc"), 2), Shelf(folder / "shelf", 100)
     copy = save(steps, shelf, 7)
     (folder / "pvc" / durable.step_dir(copy) / "manifest.json").write_bytes(change(steps.manifest(copy)))
@@ -294,7 +292,7 @@ def test_a_full_volume_says_so_and_is_clean_afterwards(folder: Path) -> None:
     try:
         steps, shelf = Steps(FileStore("pvc", mount / "gpt"), 2), Shelf(folder / "shelf", 2 * MIB)
         steps.store.probe(1)
-        with pytest.raises(StoreError, match="no space left.*enlarge"):
+        with pytest.raises(StoreError, match=r"no space left.*enlarge"):
             steps.write_shard(Copy(7, 1), shelf.slot(0, 7), Pulse())
         assert steps.store.listing(durable.step_dir(Copy(7, 1))) == {}
         with pytest.raises(StoreError, match="MiB needed"):
@@ -309,9 +307,7 @@ def test_a_full_volume_says_so_and_is_clean_afterwards(folder: Path) -> None:
     ("number", "says"),
     [(errno.EACCES, "permission"), (errno.EROFS, "read-only"), (errno.EIO, "input/output"), (errno.ESTALE, "stale")],
 )
-def test_errors_of_a_file_system_say_what_to_do(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
-) -> None:
+def test_errors_of_a_file_system_say_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str) -> None:
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -344,7 +340,7 @@ def test_s3_in_trouble_says_what_to_do(s3_server: S3Server) -> None:
         return make_store(StoreConfig("s3", f"s3://{bucket}/p", env_prefix="S_"), s3_server.environment("S_") | changes)
 
     opened().probe(1)
-    with pytest.raises(StoreError, match="'nobody' does not exist .*create it"):
+    with pytest.raises(StoreError, match=r"'nobody' does not exist .*create it"):
         opened("nobody").probe(1)
     with pytest.raises(StoreError, match="does not accept the credentials"):
         opened(S_AWS_SECRET_ACCESS_KEY="wrong").probe(1)
