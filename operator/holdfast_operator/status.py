@@ -1,13 +1,12 @@
 """The status of a TrainingJob: what users read, made from what the planner remembers, and back again. Pure.
 
-`status.internal` holds the planner's memory whole and exactly, so that an operator that starts anew goes on from there; all
-other fields are made from it for people and scripts, and never read back.
+`status.internal` holds the planner's memory whole and exactly, as one line of JSON, so that an operator that starts anew goes
+on from there; all other fields are made from it for people and scripts, and never read back.
 """
 
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,8 +19,6 @@ from . import names
 from .spec import JobSpec
 
 ACCEPTED = "Accepted"  # the operator's own condition, beside the planner's
-_HUMP = re.compile(r"[A-Z]")
-_GAP = re.compile(r"_([a-z])")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Record:
 def restore(status: Mapping[str, Any]) -> Record:
     """The record in a resource's status, or a fresh one; raises wire.WireError if it is not readable."""
     internal = status.get("internal")
-    return wire.decode(Record, _renamed(internal, _snake), "status.internal") if internal else Record()
+    return wire.loads(Record, str(internal)) if internal else Record()
 
 
 def document(record: Record, spec: JobSpec, problem: Problem | None, before: Mapping[str, Any], now: float) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def document(record: Record, spec: JobSpec, problem: Problem | None, before: Map
         "startTime": iso(status.first_step_at) if status.first_step_at else None,
         "completionTime": iso(status.completed_at) if status.completed_at else None,
         "conditions": sorted(conditions, key=lambda c: str(c["type"])),
-        "internal": _renamed(wire.encode(record), _camel),
+        "internal": wire.dumps(record).decode(),
     }
     return {k: v for k, v in made.items() if v is not None}
 
@@ -155,18 +152,3 @@ def _recovery(recovery: Recovery) -> dict[str, Any]:
         "time": iso(recovery.time),
         "evidence": list(recovery.evidence),
     }
-
-
-def _renamed(value: Any, name: Any) -> Any:
-    """Keys in the other spelling, at every depth. Names of levels have neither underscores nor capitals: they stay."""
-    if isinstance(value, Mapping):
-        return {name(k): _renamed(v, name) for k, v in value.items()}
-    return [_renamed(v, name) for v in value] if isinstance(value, list) else value
-
-
-def _camel(name: str) -> str:
-    return _GAP.sub(lambda m: m[1].upper(), name)
-
-
-def _snake(name: str) -> str:
-    return _HUMP.sub(lambda m: f"_{m[0].lower()}", name)

@@ -1,0 +1,217 @@
+"""The API: every field says what it is, and the API server refuses what is wrong by the field's name."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from holdfast_operator import api
+from holdfast_operator.api import Api, ApiError
+
+ROOT = Path(__file__).parents[2]
+CRD = ROOT / "crds/trainingjobs.holdfast.dev.yaml"
+Job = dict[str, Any]
+
+
+def undescribed(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, field in schema.get("properties", {}).items():
+        if not field.get("description") and f"{path}.{name}" not in (".metadata", ".metadata.name"):
+            yield f"{path}.{name}"
+        yield from undescribed(field, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from undescribed({"properties": {f"[{key}]": schema[key]}}, path)
+
+
+def test_every_field_is_described():
+    crd = yaml.safe_load(CRD.read_text())
+    assert list(undescribed(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])) == []
+
+
+def minimal() -> Job:
+    return {
+        "apiVersion": "holdfast.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "job"},
+        "spec": {
+            "workers": {
+                "template": {"spec": {"containers": [{"name": "trainer", "image": "i", "command": ["python", "t.py"]}]}}
+            }
+        },
+    }
+
+
+def with_store(**store: Any) -> Job:
+    body = minimal()
+    body["spec"]["checkpoint"] = {"stores": [{"name": "pvc", "persistentVolumeClaim": {"claimName": "c"}} | store]}
+    return body
+
+
+def pod_spec(body: Job) -> dict[str, Any]:
+    made: dict[str, Any] = body["spec"]["workers"]["template"]["spec"]
+    return made
+
+
+def change(where: Callable[[Job], Any], key: Any, value: Any) -> Job:
+    body = minimal()
+    where(body)[key] = value
+    return body
+
+
+def workers(body: Job) -> Any:
+    return body["spec"]["workers"]
+
+
+def container(body: Job) -> Any:
+    return pod_spec(body)["containers"][0]
+
+
+INVALID = [
+    (change(container, "name", "main"), "spec.workers.template.spec.containers", "must be named 'trainer'"),
+    (change(container, "command", []), "spec.workers.template.spec.containers[0].command", "must give its command"),
+    (
+        change(pod_spec, "containers", [*pod_spec(minimal())["containers"], {"name": "holdfast-x"}]),
+        "spec.workers.template.spec.containers[1].name",
+        "reserved",
+    ),
+    (
+        change(pod_spec, "initContainers", [{"name": "holdfast-x"}]),
+        "spec.workers.template.spec.initContainers[0].name",
+        "reserved",
+    ),
+    (change(pod_spec, "volumes", [{"name": "holdfast-tls"}]), "spec.workers.template.spec.volumes[0].name", "reserved"),
+    (change(pod_spec, "restartPolicy", "Never"), "spec.workers.template.spec.restartPolicy", "OnFailure"),
+    (change(workers, "replicas", 0), "spec.workers.replicas", "greater than or equal to 1"),
+    (change(workers, "processesPerPod", "many"), "spec.workers.processesPerPod", "auto or a number"),
+    (change(workers, "processesPerPod", 0), "spec.workers.processesPerPod", "auto or a number"),
+    (change(lambda b: b["metadata"], "name", "x" * 41), "metadata.name", "at most 40"),
+    (change(lambda b: b["metadata"], "name", "a.b"), "metadata.name", "at most 40"),
+    (change(lambda b: b["spec"], "checkpoint", {"memory": {"size": "big"}}), "spec.checkpoint.memory.size", "quantity"),
+    (change(lambda b: b["spec"], "checkpoint", {"memory": {"size": 0}}), "spec.checkpoint.memory.size", "quantity"),
+    (change(lambda b: b["spec"], "checkpoint", {"memory": {"slots": 1}}), "spec.checkpoint.memory.slots", "greater than"),
+    (change(lambda b: b["spec"], "checkpoint", {"memory": {"slots": 9}}), "spec.checkpoint.memory.slots", "less than"),
+    (with_store(name="memory"), "spec.checkpoint.stores[0].name", "Holdfast's own"),
+    (with_store(name="Upper_case"), "spec.checkpoint.stores[0].name", "a-z"),
+    (with_store(url="s3://b/p"), "spec.checkpoint.stores[0].persistentVolumeClaim", "exactly one"),
+    (with_store(persistentVolumeClaim=None), "spec.checkpoint.stores[0].persistentVolumeClaim", "exactly one"),
+    (with_store(persistentVolumeClaim=None, url="gs://b"), "spec.checkpoint.stores[0].url", "s3://bucket"),
+    (with_store(secretRef={"name": "s"}), "spec.checkpoint.stores[0].secretRef", "url"),
+    (with_store(every={"seconds": 1, "steps": 1}), "spec.checkpoint.stores[0].every.seconds", "exactly one"),
+    (with_store(every={}), "spec.checkpoint.stores[0].every.seconds", "exactly one"),
+    (with_store(every={"steps": 0}), "spec.checkpoint.stores[0].every.steps", "greater than"),
+    (with_store(keep=0), "spec.checkpoint.stores[0].keep", "greater than"),
+    (
+        with_store(persistentVolumeClaim={"claimName": "c", "subPath": "../x"}),
+        "spec.checkpoint.stores[0].persistentVolumeClaim.subPath",
+        "relative",
+    ),
+    (
+        change(lambda b: b["spec"], "checkpoint", {"stores": [{"name": "s", "url": "s3://bkt"}] * 2}),
+        "spec.checkpoint.stores[1]",
+        "Duplicate",
+    ),
+    (
+        change(lambda b: b["spec"], "failurePolicy", {"restarts": {"window": "soon"}}),
+        "spec.failurePolicy.restarts.window",
+        "duration",
+    ),
+    (
+        change(lambda b: b["spec"], "failurePolicy", {"restarts": {"window": "0s"}}),
+        "spec.failurePolicy.restarts.window",
+        "duration",
+    ),
+    (change(lambda b: b["spec"], "runPolicy", {"hangDeadlineSeconds": 0}), "spec.runPolicy.hangDeadlineSeconds", "greater"),
+]
+
+
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[str]:
+    """A namespace of our own on the cluster, with the CRD applied."""
+    found = subprocess.run([ROOT / "cluster/cluster", "kubeconfig"], capture_output=True, text=True, check=True)
+    os.environ["KUBECONFIG"] = found.stdout.strip()
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+    kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/trainingjobs.holdfast.dev")
+    name = f"crd-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def kubectl(*words: str) -> str:
+    done = subprocess.run([ROOT / "cluster/cluster", "kubectl", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def call(method: str, path: str, body: Job | None = None, dry_run: bool = False) -> Job:
+    async def go() -> Job:
+        client = Api(api.load_configuration())
+        try:
+            query = {"dryRun": "All"} if dry_run else None
+            return await client._request(method, path, body, query)
+        finally:
+            await client.close()
+
+    return asyncio.run(go())
+
+
+def jobs(namespace: str, name: str = "") -> str:
+    return api.job(namespace, name).rstrip("/")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("body", "field", "text"), INVALID, ids=[f"{f} {t}" for _, f, t in INVALID])
+def test_an_invalid_job_is_refused_by_the_fields_name(namespace: str, body: Job, field: str, text: str):
+    with pytest.raises(ApiError) as caught:
+        call("POST", jobs(namespace), _without_none(body), dry_run=True)
+    assert caught.value.code == 422
+    assert field in caught.value.message
+    assert text in caught.value.message
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "body",
+    [
+        minimal(),
+        with_store(),
+        with_store(persistentVolumeClaim=None, url="s3://bucket", secretRef={"name": "s"}),
+        change(workers, "processesPerPod", 8),
+        change(lambda b: b["spec"], "checkpoint", {"memory": {"size": "2Gi"}}),
+        change(lambda b: b["spec"], "checkpoint", {"memory": {"size": 1048576}}),
+        change(container, "resources", {"limits": {"nvidia.com/gpu": 1}}),
+    ],
+)
+def test_a_valid_job_is_accepted_and_passed_on_unchanged(namespace: str, body: Job):
+    made = call("POST", jobs(namespace), _without_none(body), dry_run=True)
+    assert pod_spec(made) == pod_spec(body)
+
+
+@pytest.mark.cluster
+def test_defaults_columns_and_what_can_not_be_changed(namespace: str):
+    made = call("POST", jobs(namespace), minimal())
+    assert made["spec"]["workers"]["replicas"] == 1
+    assert made["spec"]["workers"]["processesPerPod"] == "auto"
+    assert made["spec"]["checkpoint"] == {"memory": {"size": "auto", "slots": 3}, "stores": []}
+    assert made["spec"]["runPolicy"] == {"startupDeadlineSeconds": 600, "hangDeadlineSeconds": 300}
+    assert made["spec"]["failurePolicy"] == {"restarts": {"limit": 20, "window": "1h", "noProgressLimit": 3}}
+    changed = copy.deepcopy(made)
+    changed["spec"]["workers"]["replicas"] = 2
+    with pytest.raises(ApiError, match=r"spec.workers.replicas.*elastic jobs"):
+        call("PUT", jobs(namespace, "job"), changed)
+    header = kubectl("get", "tj", "-n", namespace).splitlines()[0].split()
+    assert header == ["NAME", "STATE", "READY", "STEP", "SAVED", "RESTARTS", "GOODPUT", "AGE"]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,72 @@
+"""What the CRD can't refuse is refused with the field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from holdfast_operator import spec
+from holdfast_operator.spec import SpecError
+from operator_samples import job, trainer
+
+
+def test_a_whole_spec():
+    parsed = spec.parse(job())
+    assert (parsed.job.replicas, parsed.job.world_size, parsed.slots, parsed.slot_bytes) == (2, 2, 3, 64 * 2**20)
+    assert parsed.job.stores == ("pvc", "s3")
+    assert parsed.job.policy.restart_window == 3600.0
+    assert parsed.generation == 3
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1h", 3600)])
+def test_durations(text: str, seconds: float):
+    body = job(failurePolicy={"restarts": {"window": text}})
+    assert spec.parse(body).job.policy.restart_window == seconds
+
+
+def _without_trainer(body: dict[str, Any]) -> None:
+    trainer(body)["name"] = "main"
+
+
+def _without_command(body: dict[str, Any]) -> None:
+    del trainer(body)["command"]
+
+
+def _bad_gpus(body: dict[str, Any]) -> None:
+    trainer(body)["resources"] = {"limits": {"nvidia.com/gpu": "many"}}
+
+
+def _bad_size(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["memory"]["size"] = "1XB"
+
+
+def _bad_window(body: dict[str, Any]) -> None:
+    body["spec"]["failurePolicy"]["restarts"]["window"] = "soon"
+
+
+def _escaping_path(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["stores"][0]["persistentVolumeClaim"]["subPath"] = "a/../../b"
+
+
+def _no_spec(body: dict[str, Any]) -> None:
+    body["spec"] = {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "field"),
+    [
+        (_without_trainer, "spec.workers.template.spec.containers"),
+        (_without_command, "spec.workers.template.spec.containers"),
+        (_bad_gpus, "limits[nvidia.com/gpu]"),
+        (_bad_size, "spec.checkpoint.memory.size"),
+        (_bad_window, "spec.failurePolicy.restarts.window"),
+        (_escaping_path, "spec.checkpoint.stores[pvc].persistentVolumeClaim.subPath"),
+        (_no_spec, "spec.workers"),
+    ],
+)
+def test_refusals_name_the_field(spoil: Any, field: str):
+    body = job()
+    spoil(body)
+    with pytest.raises(SpecError) as caught:
+        spec.parse(body)
+    assert caught.value.field == field
