@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         print("\n".join(f"cluster: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("cluster: interrupted", file=sys.stderr)
         return 130

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from pathlib import Path
 
-from holdfast_cluster.config import BRIDGE, LINK_PREFIX, Paths, Plan, node_index
+from holdfast_cluster.config import BRIDGE, LINK_PREFIX, ClusterError, Paths, Plan, node_index
 from holdfast_cluster.shell import run, succeeds
 
 # Bridged frames must not pass the machine's own firewall; the rest is what kubelet sets on whatever machine it runs.
@@ -80,15 +81,15 @@ def remove_link(node: str) -> None:
 def link_up(node: str) -> bool:
     """Whether a node's wire is plugged in (administratively)."""
     try:
-        flags = int(Path(f"/sys/class/net/{host_link(node)}/flags").read_text(encoding="ascii"), 16)
-    except OSError:
+        links = json.loads(run(["ip", "-j", "link", "show", "dev", host_link(node)]))
+    except ClusterError:
         return False
-    return bool(flags & 1)
+    return "UP" in links[0]["flags"]
 
 
 def our_links() -> list[str]:
     """Names of the cluster's links on the machine."""
-    names = [entry.name for entry in Path("/sys/class/net").iterdir()]
+    names = [name for _, name in socket.if_nameindex()]
     return sorted(name for name in names if name == BRIDGE or name.startswith(LINK_PREFIX))
 
 
