@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast_cluster.config import MARKER, ClusterError, Paths
-from holdfast_cluster.shell import tail, wait_until
+from holdfast_cluster.shell import check_not_aborted, tail, wait_until
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Daemon:
 
     def start(self, argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> int:
         """Starts the process in its own session with output to its log and returns its pid."""
+        check_not_aborted()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(

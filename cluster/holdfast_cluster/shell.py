@@ -61,8 +61,7 @@ def _start(
     cwd: Path | None,
     stdin: str | None,
 ) -> subprocess.Popen[str]:
-    if _aborted.is_set():
-        raise ClusterError("interrupted")
+    check_not_aborted()
     try:
         process = subprocess.Popen(
             words,
@@ -110,6 +109,12 @@ def abort_all() -> None:
         _kill(process)
 
 
+def check_not_aborted() -> None:
+    """Raises ClusterError after `abort_all`, so that work in other threads ends soon."""
+    if _aborted.is_set():
+        raise ClusterError("interrupted")
+
+
 def resume() -> None:
     """Lets programs start again after `abort_all`: the clean-up after Ctrl-C needs them."""
     _aborted.clear()
@@ -119,6 +124,7 @@ def wait_until(condition: Callable[[], bool], *, timeout: float, what: str, ever
     """Polls until `condition()` holds; raises ClusterError that names `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
+        check_not_aborted()
         if time.monotonic() >= deadline:
             raise ClusterError(f"{what}: not within {timeout:.0f} s")
         time.sleep(every)
