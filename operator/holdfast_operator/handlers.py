@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -111,6 +111,7 @@ async def watch(manager: Manager, configuration: Any, settings: Settings, ready:
     await kopf.operator(
         registry=registry(manager, configuration),
         settings=kopf_settings(),
+        identity=cast(Any, names.COMPONENT),  # else it asks for a user name, which a container may lack
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,

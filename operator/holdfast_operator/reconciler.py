@@ -64,6 +64,7 @@ class Reconciler:
         self._warnings = Lookup(self._warning, "", 5.0, self.wake)
         self._listed = -1e9
         self._problem: Problem | None = None
+        self._trouble = ""
 
     def wake(self) -> None:
         """Look again now."""
@@ -77,7 +78,7 @@ class Reconciler:
                 await self._sleep(pause)
                 try:
                     pause = await self._timed_pass()
-                    failures = 0
+                    failures, self._trouble = 0, ""
                 except Gone:
                     log.info("%s/%s is gone", self.namespace, self.name)
                     return
@@ -101,8 +102,9 @@ class Reconciler:
             log.info("%s/%s: changed by somebody else, looking again", self.namespace, self.name)
             return _GAP
         self._services.metrics.reconcile_errors.inc()
-        trace = not isinstance(error, ApiError)
-        log.warning("%s/%s: pass failed: %s", self.namespace, self.name, error, exc_info=trace)
+        level = logging.DEBUG if str(error) == self._trouble else logging.WARNING
+        self._trouble = str(error)
+        log.log(level, "%s/%s: pass failed: %s", self.namespace, self.name, error, exc_info=not isinstance(error, ApiError))
         return float(min(_LONGEST, 0.2 * 2 ** min(failures, 10)))
 
     async def _timed_pass(self) -> float:

@@ -1,0 +1,361 @@
+"""The loop of a job, end to end but for the cluster: an API server in memory, sidecars on loopback with the job's own mTLS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fake_api import FakeApi
+from fake_sidecar import FakeSidecar
+from holdfast_core.messages import AgentState, RankState
+from holdfast_operator import certificates, objects, status
+from holdfast_operator.api import ApiError
+from holdfast_operator.events import EventPoster
+from holdfast_operator.metrics import Metrics
+from holdfast_operator.reconciler import Reconciler, Services
+from holdfast_operator.settings import Settings
+from operator_samples import job
+from operator_waiting import until
+
+JOB = "/apis/holdfast.dev/v1alpha1/namespaces/team/trainingjobs/gpt"
+PODS = "/api/v1/namespaces/team/pods"
+SECRET = "/api/v1/namespaces/team/secrets/gpt-holdfast-tls"
+SERVICE = "/api/v1/namespaces/team/services/gpt"
+
+
+class Bench:
+    """One job, its API server and its sidecars. `kubelet` starts what was created."""
+
+    def __init__(self, folder: Path) -> None:
+        self.api = FakeApi()
+        body = job(checkpoint={"memory": {"size": "auto", "slots": 3}, "stores": []})
+        self.uid = body["metadata"]["uid"]
+        self.api.put(JOB, body)
+        self.metrics, self.folder = Metrics(), folder
+        self.sidecars: dict[str, FakeSidecar] = {}
+        self.events = EventPoster(self.api)  # type: ignore[arg-type]
+        self.tasks: list[asyncio.Task[None]] = []
+        self.start()
+
+    def start(self) -> None:
+        """An operator that knows nothing yet."""
+        services = Services(self.api, Settings("sidecar:1"), self.events, self.metrics)  # type: ignore[arg-type]
+        self.reconciler = Reconciler(services, "team", "gpt", self.uid)
+        self.tasks = [asyncio.create_task(self.reconciler.run()), asyncio.create_task(self.events.run())]
+
+    async def kill(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        made: dict[str, Any] = self.api.objects[JOB].get("status", {})
+        return made
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
+
+    def change(self, body: dict[str, Any]) -> None:
+        """Somebody writes the job."""
+        made = self.api.put(JOB, body)
+        self.reconciler.keeper.announce(made["metadata"]["resourceVersion"])
+        self.reconciler.wake()
+
+    def pods(self) -> list[str]:
+        return sorted(p.rsplit("/", 1)[-1] for p in self.api.objects if p.startswith(f"{PODS}/"))
+
+    async def kubelet(self) -> None:
+        """Every pod runs, with a sidecar that answers."""
+        files = certificates.from_secret(self.api.objects[SECRET]["data"])
+        for name in self.pods():
+            if name in self.sidecars:
+                continue
+            index = int(name.split("-")[-2])
+            host = f"127.78.{index + 1}.{len(self.sidecars) + 1}"
+            self.sidecars[name] = FakeSidecar(host, AgentState(self.uid, name, index, 0, launcher=True), files, self.folder)
+            await self.sidecars[name].start()
+            self.show(name, {"phase": "Running", "podIP": host})
+
+    def show(self, name: str, pod_status: dict[str, Any], kind: str = "MODIFIED") -> None:
+        body = self.api.put(f"{PODS}/{name}", self.api.objects[f"{PODS}/{name}"] | {"status": pod_status})
+        self.reconciler.pods.event(kind, body)
+        self.reconciler.wake()
+
+    async def obey(self, attempt: int, step: int) -> None:
+        """Sidecars do as they are told: prepare, launch; then the ranks finish a step."""
+        kinds = ("prepare", "launch")
+        for phase, kind in zip(("prepared", "running"), kinds, strict=True):
+            for sidecar in self.sidecars.values():
+                await until(lambda s=sidecar, k=kind: any((c.kind, c.attempt) == (k, attempt) for c in s.commands))
+                await sidecar.say(dataclasses.replace(sidecar.state, attempt=attempt, phase=phase, ranks=()))
+        await until(lambda: self.status.get("stage") == "running")
+        await self.steps(step)
+
+    async def steps(self, step: int) -> None:
+        for sidecar in self.sidecars.values():
+            rank = RankState(sidecar.state.index, "running", pid=1, step=step)
+            await sidecar.say(dataclasses.replace(sidecar.state, ranks=(rank,)))
+
+
+def run(folder: Path, story: Callable[[Bench], Awaitable[None]]) -> None:
+    async def go() -> None:
+        bench = Bench(folder)
+        try:
+            await asyncio.wait_for(story(bench), 60)
+        finally:
+            await bench.kill()
+            await asyncio.gather(*(s.stop() for s in bench.sidecars.values()))
+
+    asyncio.run(go())
+
+
+async def running(bench: Bench) -> None:
+    await until(lambda: len(bench.pods()) == 2)
+    await bench.kubelet()
+    await bench.obey(1, 3)
+    await until(lambda: bench.status.get("phase") == "Running")
+
+
+def test_a_job_gets_all_it_needs_and_trains(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        assert (bench.status["attempt"], bench.status["ready"]) == (1, "2/2")
+        assert bench.condition("Accepted")["status"] == "True"
+        assert SERVICE in bench.api.objects
+        prepare = next(c for c in bench.sidecars[bench.pods()[0]].commands if c.kind == "prepare")
+        assert [m.first_rank for m in prepare.members] == [0, 1]
+        assert [m.host for m in prepare.members] == [s.host for s in bench.sidecars.values()]
+        await until(lambda: any("/events/" in path for path in bench.api.objects))
+
+    run(tmp_path, story)
+
+
+def test_the_intent_is_in_the_status_before_anything_is_done(tmp_path):
+    async def story(bench: Bench) -> None:
+        await until(lambda: len(bench.pods()) == 2)
+        writes = [(m, p) for m, p in bench.api.journal if m != "GET"]
+        assert [m for m, _ in writes[:3]] == ["POST", "POST", "PUT"]  # Secret, Service, status
+        assert [p for m, p in writes if m == "POST"].index(PODS) == 2
+        assert writes.index(("PUT", f"{JOB}/status")) < writes.index(("POST", PODS))
+
+    run(tmp_path, story)
+
+
+def test_without_a_written_status_nothing_is_done(tmp_path):
+    async def story(bench: Bench) -> None:
+        def refuse(method: str, path: str) -> None:
+            if method == "PUT":
+                raise ApiError(500, "InternalError", "no")
+
+        bench.api.refusals.append(refuse)
+        await until(lambda: bench.metrics.registry.get_sample_value("holdfast_reconcile_errors_total") >= 2)
+        assert bench.pods() == []
+        bench.api.refusals.clear()
+        await until(lambda: len(bench.pods()) == 2)
+
+    run(tmp_path, story)
+
+
+def test_an_operator_that_was_killed_goes_on_where_it_was(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        before, pods = status.restore(bench.status), bench.pods()
+        await bench.kill()
+        for sidecar in bench.sidecars.values():
+            sidecar.commands.clear()
+        bench.start()
+        for name in pods:
+            bench.reconciler.pods.event(None, bench.api.objects[f"{PODS}/{name}"])
+        await until(lambda: all(s.streams == 2 for s in bench.sidecars.values()))
+        await bench.steps(9)
+        await until(lambda: bench.status.get("step") == 9)
+        after = status.restore(bench.status).planner
+        assert (after.attempt, after.workers, after.history) == (1, before.planner.workers, before.planner.history)
+        assert bench.pods() == pods
+        assert [c for s in bench.sidecars.values() for c in s.commands] == []  # nobody was disturbed
+
+    run(tmp_path, story)
+
+
+def test_a_dead_process_is_recovered_and_counted(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        first = bench.sidecars[bench.pods()[0]]
+        dead = RankState(0, "exited", signal=9, step=3)
+        await first.say(dataclasses.replace(first.state, ranks=(dead,), phase="exited"))
+        await bench.obey(2, 7)
+        await until(lambda: bench.status.get("recoveries") == 1)
+        assert bench.status["lastRecovery"]["reason"] == "ProcessDied"
+        assert bench.status["restarts"]["process"] == 1
+        labels = {"namespace": "team", "job_name": "gpt", "cause": "ProcessDied", "level": "none"}
+        assert bench.metrics.registry.get_sample_value("holdfast_recoveries_total", labels) == 1.0
+        assert bench.metrics.registry.get_sample_value("holdfast_jobs", {"phase": "Running"}) == 1.0
+
+    run(tmp_path, story)
+
+
+def test_somebody_elses_write_is_noticed_before_acting(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        other = status.restore(bench.status)
+        planner = dataclasses.replace(other.planner, attempt=7, message="written by another operator")
+        document = bench.status | {"internal": status.wire.dumps(dataclasses.replace(other, planner=planner)).decode()}
+        bench.api.put(JOB, bench.api.objects[JOB] | {"status": document})  # no watch event: the conflict must tell
+        first = bench.sidecars[bench.pods()[0]]
+        await first.say(dataclasses.replace(first.state, ranks=(RankState(0, "exited", exit_code=1, step=3),)))
+        await until(lambda: bench.status.get("attempt", 0) >= 7)
+        assert not [c for c in first.commands if c.attempt in (2, 3, 4, 5, 6)]
+
+    run(tmp_path, story)
+
+
+def test_progress_alone_is_written_now_and_then(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        await until(lambda: bench.status.get("step") == 3)
+        before = len(bench.api.written("PUT"))
+        for step in range(4, 34):
+            await bench.steps(step)
+            await asyncio.sleep(0.05)
+        assert len(bench.api.written("PUT")) - before <= 2
+        await until(lambda: bench.status.get("step") == 33)
+
+    run(tmp_path, story)
+
+
+def test_a_refused_pod_is_a_condition_and_heals(tmp_path):
+    async def story(bench: Bench) -> None:
+        def quota(method: str, path: str) -> None:
+            if (method, path) == ("POST", PODS):
+                raise ApiError(403, "Forbidden", "exceeded quota: small")
+
+        bench.api.refusals.append(quota)
+        await until(lambda: bench.condition("Accepted").get("reason") == "PodRejected")
+        assert "exceeded quota: small" in bench.condition("Accepted")["message"]
+        bench.api.refusals.clear()
+        await until(lambda: len(bench.pods()) == 2)
+        await until(lambda: bench.condition("Accepted").get("status") == "True")
+
+    run(tmp_path, story)
+
+
+def test_an_invalid_spec_is_a_condition_and_heals(tmp_path):
+    async def story(bench: Bench) -> None:
+        good = bench.api.objects[JOB]
+        bad = good | {"spec": good["spec"] | {"failurePolicy": {"restarts": {"window": "soon"}}}}
+        bench.change(bad)
+        await until(lambda: bench.condition("Accepted").get("reason") == "InvalidSpec")
+        assert "spec.failurePolicy.restarts.window" in bench.condition("Accepted")["message"]
+        assert bench.pods() == []
+        bench.change(bench.api.objects[JOB] | {"spec": good["spec"]})
+        await until(lambda: len(bench.pods()) == 2)
+
+    run(tmp_path, story)
+
+
+def test_the_number_of_ranks_can_not_change_under_way(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        body = bench.api.objects[JOB]
+        bench.change(body | {"spec": body["spec"] | {"workers": body["spec"]["workers"] | {"processesPerPod": 2}}})
+        await until(lambda: bench.condition("Accepted").get("reason") == "InvalidSpec")
+        assert "started with 2 ranks" in bench.condition("Accepted")["message"]
+        assert bench.status["phase"] == "Running"
+
+    run(tmp_path, story)
+
+
+def test_a_deleted_secret_comes_back_with_the_same_key(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        key = bench.api.objects.pop(SECRET)["data"]
+        bench.reconciler._belongings.distrust()
+        bench.reconciler.wake()
+        await until(lambda: SECRET in bench.api.objects)
+        assert bench.api.objects[SECRET]["data"] == key
+        assert all(s.streams == 1 for s in bench.sidecars.values())  # connections stay
+
+    run(tmp_path, story)
+
+
+def test_leftovers_of_an_earlier_job_are_replaced(tmp_path):
+    async def story(bench: Bench) -> None:
+        await until(lambda: SERVICE in bench.api.objects)
+        await bench.kill()
+        for path in (SECRET, SERVICE):
+            bench.api.objects[path]["metadata"]["ownerReferences"][0]["uid"] = "an-earlier-job"
+        old = bench.api.objects[SECRET]["data"]["ca.crt"]
+        bench.start()
+        await until(lambda: bench.api.objects.get(SECRET, {}).get("data", {}).get("ca.crt", old) != old)
+        await until(
+            lambda: (
+                bench.api.objects.get(SERVICE, {}).get("metadata", {}).get("ownerReferences", [{}])[0].get("uid") == bench.uid
+            )
+        )
+
+    run(tmp_path, story)
+
+
+def test_somebody_elses_secret_is_left_alone(tmp_path):
+    async def story(bench: Bench) -> None:
+        await bench.kill()
+        bench.api = bench.events._api = FakeApi()  # type: ignore[assignment]
+        bench.api.put(JOB, job())
+        theirs = {"metadata": {"name": "gpt-holdfast-tls"}, "data": {"x": base64.b64encode(b"y").decode()}}
+        bench.api.put(SECRET, theirs)
+        bench.start()
+        await until(lambda: bench.condition("Accepted").get("reason") == "NameTaken")
+        assert "delete it, or give the job another name" in bench.condition("Accepted")["message"]
+        assert bench.api.objects[SECRET]["data"] == theirs["data"]
+        assert bench.pods() == []
+
+    run(tmp_path, story)
+
+
+def test_pods_of_a_failed_job_are_ended_but_kept(tmp_path):
+    async def story(bench: Bench) -> None:
+        body = bench.api.objects[JOB]
+        bench.change(body | {"spec": body["spec"] | {"failurePolicy": {"restarts": {"limit": 0}}}})
+        await running(bench)
+        first = bench.sidecars[bench.pods()[0]]
+        await first.say(dataclasses.replace(first.state, ranks=(RankState(0, "exited", exit_code=1, step=3),)))
+        await until(lambda: bench.status.get("phase") == "Failed")
+        ended = lambda: [bench.api.objects[f"{PODS}/{n}"]["spec"].get("activeDeadlineSeconds") for n in bench.pods()]  # noqa: E731
+        await until(lambda: ended() == [1, 1])
+        assert bench.condition("Failed")["status"] == "True"
+
+    run(tmp_path, story)
+
+
+def test_a_job_that_is_gone_ends_its_loop(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        del bench.api.objects[JOB]
+        bench.reconciler.keeper.distrust()
+        bench.reconciler.wake()
+        await asyncio.wait_for(bench.tasks[0], 10)
+        assert bench.metrics.registry.get_sample_value("holdfast_jobs", {"phase": "Running"}) is None
+
+    run(tmp_path, story)
+
+
+def test_a_job_being_deleted_gets_no_pods(tmp_path):
+    async def story(bench: Bench) -> None:
+        await until(lambda: len(bench.pods()) == 2)
+        body = bench.api.objects[JOB]
+        bench.change(body | {"metadata": body["metadata"] | {"deletionTimestamp": "2027-01-15T08:00:00Z"}})
+        await until(lambda: "deletionTimestamp" in bench.reconciler.keeper.body["metadata"])
+        created = len(bench.api.written("POST"))
+        for name in bench.pods():
+            gone = bench.api.objects.pop(f"{PODS}/{name}")
+            bench.reconciler.pods.event("DELETED", gone)
+        bench.reconciler.wake()
+        await asyncio.sleep(0.3)
+        assert len(bench.api.written("POST")) == created
+
+    run(tmp_path, story)
