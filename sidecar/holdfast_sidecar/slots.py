@@ -153,7 +153,12 @@ class SlotView:
     def manifest(self) -> SlotManifest:
         """The checked manifest; raises ArenaError or CorruptShard."""
         self.require_unchanged()
-        found = load(arena.slot_manifest(self.file.buf, self.file.header, self.slot))
+        try:
+            raw = arena.slot_manifest(self.file.buf, self.file.header, self.slot)
+        except ArenaError as error:
+            self.require_unchanged()  # a reused slot is not a corrupt one
+            raise CorruptShard(str(error)) from error
+        found = load(raw)
         wanted = (self.slot.step, self.slot.attempt, self.file.header.rank, self.file.header.world_size)
         if (found.step, found.attempt, found.rank, found.world_size) != wanted:
             raise CorruptShard(f"the manifest in slot {self.slot.index} is not of its step, attempt or rank")
@@ -180,7 +185,7 @@ class SlotView:
     def check(self, entry: Entry, index: int, piece: bytes | memoryview) -> None:
         """Compare a chunk with its checksum; raises CorruptShard, or ArenaError if the slot was merely reused."""
         if zlib.crc32(piece) != entry.checksums[index]:
-            self.require_unchanged()
+            self.require_unchanged()  # as above
             raise CorruptShard(f"{entry.key}: checksum mismatch in chunk {index} of step {self.slot.step}")
 
     def verify(self) -> SlotManifest:

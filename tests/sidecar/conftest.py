@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from holdfast_core.config import TLS_NAME, SidecarConfig, StoreConfig
 
 from .harness import UID, Job, Pod, Sidecar, eventually, free_port
+from .zygote import Zygote
 
 
 @pytest.fixture
@@ -62,6 +63,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls") / "tls"
     issue_certificates(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote() -> Iterator[None]:
+    yield
+    Zygote.close_shared()
 
 
 MakeJob = Callable[..., Job]

@@ -25,6 +25,8 @@ from holdfast_core.manifest import Entry, SlotManifest
 from holdfast_core.messages import AgentState, Command, Inventory, Member, Source
 from holdfast_core.timeline import Copy, Resume
 
+from .zygote import Forked
+
 UID = "0b5e6d2e-6f5c-4c4e-9a63-0f6c1f6f6c1f"
 
 
@@ -35,7 +37,7 @@ def eventually(check: Callable[[], object], seconds: float = 10.0, what: str = "
         with contextlib.suppress(OSError, http.client.HTTPException):
             if value := check():
                 return value
-        time.sleep(0.04)
+        time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s: {what or check}")
 
 
@@ -76,15 +78,18 @@ class Sidecar:
         self.config = config
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | (environment or {})
         self._log = log or Path(config.shared_dir).with_suffix(".log")
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self._context: ssl.SSLContext | None = None
 
-    def start(self, *, healthy: bool = True) -> Sidecar:
+    def start(self, *, healthy: bool = True, fresh: bool = False) -> Sidecar:
+        """`fresh`: by a new interpreter, as in a container, instead of a fork of one that has imported all."""
         environment = {**self._environment, CONFIG_ENV: wire.dumps(self.config).decode()}
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "holdfast_sidecar"], env=environment, stderr=log, stdout=log, cwd="/"
-            )
+        if fresh:
+            with self._log.open("ab") as log:
+                command = [sys.executable, "-m", "holdfast_sidecar"]
+                self.process = subprocess.Popen(command, env=environment, stderr=log, stdout=log, cwd="/")
+        else:
+            self.process = Forked(environment, self._log)
         if healthy:
             eventually(lambda: self.health()[0] == 200, 15, f"healthy: {self.log()}")
         return self
@@ -161,11 +166,11 @@ class Sidecar:
 class Line:
     """A connection to the local socket: requests and notices, replies by id."""
 
-    def __init__(self, shared: str | Path) -> None:
+    def __init__(self, shared: str | Path, seconds: float = 5) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(10)
         try:
-            eventually(lambda: self._socket.connect(str(Path(shared) / SOCKET)) is None, 5, "local socket")
+            eventually(lambda: self._socket.connect(str(Path(shared) / SOCKET)) is None, seconds, "local socket")
         except AssertionError:
             self._socket.close()
             raise
@@ -210,11 +215,13 @@ class FakeLauncher:
     def _run(self) -> None:
         while not self._closed:
             with contextlib.suppress(OSError, AssertionError, ValueError):
-                self._line = Line(self._shared)
+                self._line = Line(self._shared, 0.3)
                 self._line._socket.settimeout(None)
                 self._hello()
                 while True:
                     self._obey(self._line.receive()[0])
+            if self._line:
+                self._line.close()
             time.sleep(0.05)
 
     def _hello(self) -> None:

@@ -1,0 +1,332 @@
+"""Faults on real processes: killed sidecars, lying memory, stores that fail and heal, pods that are told to go."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from holdfast_core import arena, local
+from holdfast_core.config import StoreConfig
+from holdfast_core.local import Attached
+from holdfast_core.messages import Source
+from holdfast_core.timeline import Copy
+
+from .conftest import MakeJob, S3Server
+from .harness import Job, content, eventually, flip, map_file, read_content
+
+
+def pvc(folder: Path, **more: object) -> StoreConfig:
+    return StoreConfig("pvc", f"file://{folder}/pvc", **({"every_steps": 1} | more))  # type: ignore[arg-type]
+
+
+def restored(job: Job, copy: Copy, size: int = 100_000) -> None:
+    """Every trainer was given this step, byte for byte."""
+    for pod in job.pods:
+        for trainer in pod.trainers:
+            assert isinstance(trainer.attached, Attached)
+            got, data = read_content(trainer.attached.path, trainer.attached.slot)
+            assert (got, data) == (copy, content(trainer.rank, copy.step, size))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_training_goes_on_while_a_sidecar_is_killed_and_comes_back(make_job: MakeJob, folder: Path, victim: int) -> None:
+    job = make_job(pods=2, stores=(pvc(folder),))
+    job.begin()
+    job.run(0, 2)
+    sidecar = job.sidecars[victim]
+    sidecar.kill()
+    buf = map_file(next((folder / f"p{victim}" / "arena").iterdir()))
+    assert arena.committed(buf) == 2
+    job.pods[1 - victim].trainers[0].snapshot(3)
+    sidecar.start()
+    state = sidecar.state()
+    assert (state.attempt, state.phase, state.committed) == (1, "running", Copy(2, 1))
+    job.wait(lambda s: s.launcher and s.ranks[0].state == "running", "launcher is back")
+    job.pods[victim].train(1)
+    job.pods[victim].trainers[0].reserve()
+    job.pods[victim].trainers[0].snapshot(3)
+    job.committed(3)
+    job.run(4, 5)
+    job.stored("pvc", 5)
+    assert len(job.pods[victim].launcher.processes) == 1
+
+
+def test_a_sidecar_killed_in_the_middle_of_a_preparation_finishes_it(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(pvc(folder),))
+    job.begin(size=3_000_000)
+    job.run(0, 1)
+    job.stored("pvc", 1)
+    for path in (folder / "p1" / "arena").iterdir():
+        path.unlink()
+    job.pods[1].sidecar.kill()
+    job.pods[1].sidecar.start()
+    command = job.command(Source("pvc", 1, 1))
+    for sidecar in job.sidecars:
+        sidecar.order(command)
+    job.pods[1].sidecar.kill()
+    job.pods[1].sidecar.start()
+    job.wait(lambda s: s.phase == "prepared" and s.attempt == 2, "prepared")
+    job.launch(size=3_000_000)
+    restored(job, Copy(1, 1), 3_000_000)
+
+
+@pytest.mark.parametrize("fault", ["data", "manifest", "header", "truncate", "gone"])
+def test_lying_memory_fails_the_preparation_and_the_store_serves(make_job: MakeJob, folder: Path, fault: str) -> None:
+    job = make_job(pods=2, stores=(pvc(folder),))
+    job.begin()
+    job.run(0, 2)
+    job.stored("pvc", 2)
+    (path,) = (folder / "p1" / "arena").iterdir()
+    buf = map_file(path)
+    slot = next(s for i in range(3) if (s := arena.read_slot(buf, i)).step == 2)
+    start = arena.read_header(buf).region(slot.index)
+    del buf
+    if fault == "truncate":
+        os.truncate(path, start + 10)
+    elif fault == "gone":
+        os.truncate(path, 0)
+    else:
+        flip(path, {"data": start + 777, "manifest": start + slot.data_bytes + 30, "header": 17}[fault])
+    source = Source("memory", 2, 1)
+    command = job.command(source)
+    for sidecar in job.sidecars:
+        sidecar.order(command)
+    liar = job.sidecars[1]
+    eventually(lambda: liar.state().phase == "failed", 15, "prepare fails")
+    state = liar.state()
+    assert state.error_source == source
+    assert state.error.startswith("rank 1:")
+    assert {"data": "model.weight: checksum", "manifest": "manifest checksum", "header": "header",
+            "truncate": "cut short", "gone": "cut short"}[fault] in state.error  # fmt: skip
+    assert Copy(2, 1) not in state.sealed[1]
+    job.begin(Source("pvc", 2, 1))
+    restored(job, Copy(2, 1))
+    job.run(3, 4)
+
+
+def test_a_store_that_lies_fails_the_preparation(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=1, stores=(pvc(folder),))
+    job.begin()
+    job.run(0, 1)
+    job.stored("pvc", 1)
+    path = folder / "pvc" / "step-00000001.a0001" / "rank-00000.safetensors"
+    flip(path, path.stat().st_size - 5)
+    source = Source("pvc", 1, 1)
+    (sidecar,) = job.sidecars
+    for file in (folder / "p0" / "arena").iterdir():
+        os.truncate(file, 0)
+    job.prepare(source, "failed")
+    state = sidecar.state()
+    assert state.error_source == source
+    assert "step-00000001.a0001/rank-00000.safetensors: checksum mismatch" in state.error
+    assert state.sealed == {0: ()}
+    job.begin(Source("pvc", 0, 1))
+    restored(job, Copy(0, 1))
+
+
+def test_a_corrupt_snapshot_is_never_uploaded(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(StoreConfig("pvc", f"file://{folder}/pvc"),))
+    job.begin()
+    job.run(0, 1)
+    trainer = job.pods[1].trainers[0]
+    assert trainer._buf is not None
+    slot = next(s for i in range(3) if (s := arena.read_slot(trainer._buf, i)).step == 1)
+    trainer._buf[arena.read_header(trainer._buf).region(slot.index) + 50] ^= 1
+    job.order("persist")
+    eventually(lambda: "rank 1: model.weight: checksum mismatch" in job.sidecars[0].log(), 10, "refused")
+    assert not (folder / "pvc" / "step-00000001.a0001" / "manifest.json").exists()
+    eventually(lambda: job.sidecars[1].state().sealed == {1: (Copy(0, 1),)})
+    job.run(2, 3)
+    job.order("persist")
+    job.stored("pvc", 3)
+
+
+# --- stores in trouble
+
+
+def test_a_broken_store_is_told_within_seconds_and_heals(make_job: MakeJob, folder: Path) -> None:
+    (folder / "pvc").write_text("a file where the folder should be")
+    job = make_job(pods=2, stores=(pvc(folder), StoreConfig("ok", f"file://{folder}/ok", every_steps=1)), slots=4)
+    job.wait(lambda s: "pvc" in s.stores[0].error, "error is told", 5)
+    job.begin()
+    job.run(0, 2)
+    job.stored("ok", 2)
+    assert 'holdfast_store_up{job_name="gpt",level="pvc",namespace="default"} 0.0' in job.sidecars[0].metrics()
+    (folder / "pvc").unlink()
+    job.stored("pvc", 2)
+    job.wait(lambda s: s.stores[0].error == "", "error is gone", 5)
+
+
+def test_a_full_volume_stops_nothing_and_is_caught_up(make_job: MakeJob, folder: Path) -> None:
+    mount = folder / "pvc"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mount]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    try:
+        job = make_job(pods=1, stores=(pvc(folder, keep=1),))
+        (mount / "ballast").write_bytes(bytes(1_950_000))
+        job.begin(size=400_000)
+        job.run(0, 1)
+        job.wait(lambda s: "no space left" in s.stores[0].error and "enlarge" in s.stores[0].error, "ENOSPC is told")
+        job.run(2, 6)
+        (mount / "ballast").unlink()
+        job.stored("pvc", 6)
+        job.wait(lambda s: s.stores[0].error == "", "healed")
+        job.close()
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+def test_a_store_that_hangs_blocks_nothing_else(make_job: MakeJob, folder: Path) -> None:
+    """A named pipe in place of a manifest: opening it blocks for ever, as a dead NFS server does."""
+    os.makedirs(folder / "nfs" / "step-00000001.a0001")
+    for name in ("manifest.json", "rank-00000.safetensors"):
+        os.mkfifo(folder / "nfs" / "step-00000001.a0001" / name)
+    stores = (StoreConfig("nfs", f"file://{folder}/nfs", every_steps=1), pvc(folder))
+    job = make_job(pods=1, stores=stores, drain_seconds=1.0)
+    job.begin()
+    job.run(0, 3)
+    job.stored("pvc", 3)
+    start = time.monotonic()
+    job.run(4, 8)
+    job.stored("pvc", 8)
+    assert time.monotonic() - start < 5
+    assert job.sidecars[0].terminate(30) == 0
+
+
+@pytest.mark.s3
+def test_s3_down_and_back(make_job: MakeJob, folder: Path, s3_server: S3Server) -> None:
+    s3 = StoreConfig("s3", "s3://holdfast/team/gpt", every_steps=1, env_prefix="HOLDFAST_S3_")
+    job = make_job(pods=2, stores=(s3,), environment=s3_server.environment("HOLDFAST_S3_"))
+    job.begin()
+    job.run(0, 1)
+    job.stored("s3", 1)
+    s3_server.stop()
+    job.run(2, 4)
+    job.wait(lambda s: "cannot reach http://127.0.0.1" in s.stores[0].error, "error is told", 20)
+    s3_server.start()
+    job.run(5, 6)
+    job.stored("s3", 6, 20)
+    job.wait(lambda s: s.stores[0].error == "", "healed")
+    for pod in job.pods:
+        for path in (folder / f"p{pod.sidecar.config.index}" / "arena").iterdir():
+            os.truncate(path, 0)
+    newest = max(job.sidecars[0].inventory().stores[0].copies)
+    job.begin(Source("s3", newest.step, newest.attempt))
+    restored(job, newest)
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_told_and_heals(make_job: MakeJob, s3_server: S3Server) -> None:
+    s3 = StoreConfig("s3", "s3://later/gpt", every_steps=1, env_prefix="X_")
+    job = make_job(pods=1, stores=(s3,), environment=s3_server.environment("X_"))
+    job.wait(lambda s: "bucket 'later' does not exist" in s.stores[0].error, "told", 8)
+    job.begin()
+    job.run(0, 1)
+    (s3_server.root / "later").mkdir()
+    job.stored("s3", 1)
+    job.wait(lambda s: s.stores[0].error == "", "healed")
+
+
+def test_a_missing_secret_is_told(make_job: MakeJob) -> None:
+    job = make_job(pods=1, stores=(StoreConfig("s3", "s3://b/gpt", every_steps=1, env_prefix="X_"),))
+    job.wait(lambda s: "Secret of store 's3' lacks AWS_ACCESS_KEY_ID" in s.stores[0].error, "told", 10)
+
+
+# --- planned ends
+
+
+def test_persist_works_after_the_trainers_died(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(pvc(folder, every_steps=None, every_seconds=3600.0),))
+    job.begin()
+    job.run(0, 0)
+    job.stored("pvc", 0)
+    job.run(1, 4)
+    job.order("stop", grace_seconds=0.0)
+    job.wait(lambda s: s.phase == "exited", "stopped")
+    for _ in range(3):
+        job.order("persist")
+    job.stored("pvc", 4)
+    job.order("finish")
+    job.wait(lambda s: s.phase == "finished", "finished")
+    for pod in job.pods:
+        eventually(lambda p=pod: p.launcher.finished == 0)
+    start = time.monotonic()
+    assert [s.terminate() for s in job.sidecars] == [0, 0]
+    assert time.monotonic() - start < 3
+
+
+def test_pods_that_are_told_to_go_save_the_newest_step_first(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(pvc(folder, every_steps=None, every_seconds=3600.0),))
+    job.begin(size=2_000_000)
+    job.run(0, 3)
+    job.stored("pvc", 0)
+    for sidecar in reversed(job.sidecars):
+        assert sidecar.process
+        sidecar.process.terminate()
+    codes = [s.process.wait(25) for s in job.sidecars if s.process]
+    assert codes == [0, 0], job.sidecars[0].log()
+    assert (folder / "pvc" / "step-00000003.a0001" / "manifest.json").exists()
+
+
+def test_a_member_that_died_without_a_word_is_told_again(make_job: MakeJob) -> None:
+    """A trainer is killed between publishing a snapshot and telling us."""
+    job = make_job(pods=2)
+    job.begin()
+    job.run(0, 1)
+    for pod in job.pods:
+        trainer = pod.trainers[0]
+        trainer.line.send = lambda *_: None  # type: ignore[method-assign]
+        trainer.snapshot(2)
+        pod.launcher.end(0, None, 9)
+    job.committed(2)
+
+
+def test_uploads_never_cost_a_snapshot(make_job: MakeJob, folder: Path) -> None:
+    """Two stores, every step, three slots: the writer always finds one."""
+    stores = tuple(StoreConfig(n, f"file://{folder}/{n}", every_steps=1, keep=2) for n in ("a", "b"))
+    job = make_job(pods=2, stores=stores)
+    job.begin()
+    for step in range(40):
+        for pod in job.pods:
+            assert pod.trainers[0].snapshot(step) >= 0
+        job.committed(step)
+    job.order("persist")
+    job.stored("a", 39)
+    job.stored("b", 39)
+    assert len([p for p in (folder / "a").iterdir() if p.name.startswith("step-")]) == 2
+
+
+def test_an_old_attempts_upload_does_not_finish_a_new_one(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(pvc(folder),))
+    job.begin(size=4_000_000)
+    for step in range(3):
+        job.step(step)
+    job.committed(2)
+    job.begin(Source("memory", 1, 1), size=4_000_000)
+    job.step(2)
+    job.committed(2)
+    job.stored("pvc", 2)
+    copies = max(job.sidecars[0].inventory().stores[0].copies)
+    assert copies == Copy(2, 2)
+    assert Copy(2, 1) not in job.sidecars[0].state().sealed[0]
+    assert dataclasses.astuple(job.sidecars[0].state().committed or Copy(0, 0)) == (2, 2)
+
+
+def test_reserve_larger_grows_while_training_goes_on(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=1)
+    job.begin()
+    job.run(0, 1)
+    trainer = job.pods[0].trainers[0]
+    trainer.size = 500_000
+    assert isinstance(trainer.reserve(), local.Reserved)
+    assert len(list((folder / "p0" / "arena").iterdir())) == 2
+    job.run(2, 3)
+    eventually(lambda: len(list((folder / "p0" / "arena").iterdir())) == 1)
+    job.begin(Source("memory", 3, 1), size=500_000)
+    restored(job, Copy(3, 1), 500_000)
