@@ -16,6 +16,7 @@ from .api import Api, ApiError
 from .observe import NodeHealth
 
 T = TypeVar("T")
+_NORMAL = ("Unhealthy", "BackOff", "FailedScheduling")  # a probe of what still starts; what the pod's own status tells better
 
 
 class Lookup(Generic[T]):
@@ -77,7 +78,8 @@ async def _lease_age(client: Api, node: str) -> float | None:
 async def pod_warning(client: Api, namespace: str, pod: str) -> str:
     """The latest warning that was posted about a pod, as "Reason: message"; empty if there is none."""
     selector = f"involvedObject.kind=Pod,involvedObject.name={pod},type=Warning"
-    events = (await client.get(api.core(namespace, "events"), fieldSelector=selector)).get("items") or []
+    found = (await client.get(api.core(namespace, "events"), fieldSelector=selector)).get("items") or []
+    events = [e for e in found if e.get("reason") not in _NORMAL]
     if not events:
         return ""
     latest = max(events, key=_event_time)

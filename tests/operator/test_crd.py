@@ -36,6 +36,19 @@ def test_every_field_is_described():
     assert list(undescribed(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])) == []
 
 
+def empty(value: Any, path: str = "") -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if inner is None:
+            yield f"{path}.{key}"
+        yield from empty(inner, f"{path}.{key}")
+
+
+def test_no_key_is_left_without_a_value():
+    """A comma in an unquoted text of a flow mapping makes a key of the rest; the API server drops it silently."""
+    assert list(empty(yaml.safe_load(CRD.read_text()))) == []
+
+
 def minimal() -> Job:
     return {
         "apiVersion": "holdfast.dev/v1alpha1",

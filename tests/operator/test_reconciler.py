@@ -292,11 +292,7 @@ def test_leftovers_of_an_earlier_job_are_replaced(tmp_path):
         old = bench.api.objects[SECRET]["data"]["ca.crt"]
         bench.start()
         await until(lambda: bench.api.objects.get(SECRET, {}).get("data", {}).get("ca.crt", old) != old)
-        await until(
-            lambda: (
-                bench.api.objects.get(SERVICE, {}).get("metadata", {}).get("ownerReferences", [{}])[0].get("uid") == bench.uid
-            )
-        )
+        await until(lambda: SERVICE in bench.api.objects and objects.owned_by(bench.api.objects[SERVICE], bench.uid))
 
     run(tmp_path, story)
 
