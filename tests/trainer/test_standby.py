@@ -34,7 +34,6 @@ if what == "tell":
         "term": str(signal.getsignal(signal.SIGTERM)), "pipe": str(signal.getsignal(signal.SIGPIPE)),
         "threads": torch.get_num_threads(), "cuda": torch.cuda.is_initialized(),
     }))
-    
     for draw in (random.random(), numpy.random.random(), torch.rand(1).item()):
         print("drew", draw)
 elif what == "exit":
@@ -70,7 +69,7 @@ class Warm:
             "import runpy, sys, json\nsys.argv[1:] = json.load(open('args.json'))\nexec(open('real/script.py').read())\n"
         )
         self.sidecar = FakeSidecar(folder / "agent.sock")
-        self._log = open(folder / "log", "wb")
+        self._log = open(folder / "log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "holdfast.launcher", "--", Path(sys.executable).name, "real/main.py", "fixed"],
             env=python_env(

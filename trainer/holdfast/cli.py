@@ -14,9 +14,8 @@ from holdfast_core import __version__
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    if arguments.module is not None:
-        arguments.script = [*([arguments.script] if arguments.script else []), *arguments.arguments]
-        return _run(arguments, [sys.executable, "-m", arguments.module, *arguments.script], arguments.module)
+    if arguments.module:
+        return _run(arguments, [sys.executable, "-m", *arguments.module], arguments.module[0])
     if not arguments.script:
         _parser().error("no script is given: holdfast run -n 2 train.py")
     if not Path(arguments.script).is_file():
@@ -37,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--max-restarts", type=int, default=20, metavar="R", help="failures within an hour before giving up")
     run.add_argument("--hang-seconds", type=float, default=300.0, metavar="S", help="no finished step for so long is a failure")
     run.add_argument("-v", "--verbose", action="store_true", help="show every event and the sidecar's log")
-    run.add_argument("-m", dest="module", metavar="MODULE", help="run a module instead of a script; the rest are its arguments")
+    run.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module instead, with the arguments after it")
     run.add_argument("script", nargs="?", help="the training script")
     run.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     return parser

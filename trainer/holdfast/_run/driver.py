@@ -118,7 +118,8 @@ class Driver:
     def _observe(self) -> Observed:
         if self._pod is None or self._agent is None:
             return Observed()
-        phase = "Running" if self._pod.finished is None else "Succeeded"
+        ended = self._status.stage == "finishing" and self._pod.finished is not None
+        phase = "Succeeded" if ended else "Running"
         view = PodView(
             self._job.pod_name(0, self._incarnation), 0, self._incarnation, phase,
             node="this machine", ip="127.0.0.1", port=1, agent=self._agent.state, agent_age=self._agent.age,
@@ -149,10 +150,11 @@ class Driver:
         self._agent = Agent(self._pod.api)
 
     def _config(self) -> SidecarConfig:
-        options, stores = self._options, ()
-        if options.store:
-            store = StoreConfig("store", f"file://{options.store}", every_seconds=options.every_seconds, keep=options.keep)
-            stores = (store,)  # type: ignore[assignment]
+        options = self._options
+        stores = tuple(
+            StoreConfig(name, f"file://{options.store}", every_seconds=options.every_seconds, keep=options.keep)
+            for name in self._job.stores
+        )
         return SidecarConfig(
             self._uid, self._job.name, self._job.namespace, self._job.pod_name(0, self._incarnation), 0, 0,
             options.processes, options.processes, stores=stores, tls_dir="", metrics_port=0,

@@ -22,6 +22,7 @@ from .._launcher import linux
 from .._log import note
 from ..errors import HoldfastError
 
+Output = int | IO[bytes] | None
 _PREFIX = "holdfast-run-"
 _MAX_RESTARTS = 5
 _RESTART_WINDOW = 60.0  # seconds
@@ -85,9 +86,7 @@ class Pod:
         return self._start(command, {**os.environ, **own}, self._output, self._output)
 
     @staticmethod
-    def _start(
-        command: Sequence[str], env: dict[str, str], stdout: int | IO[bytes] | None, stderr: int | IO[bytes] | None
-    ) -> subprocess.Popen[bytes]:
+    def _start(command: Sequence[str], env: dict[str, str], stdout: Output, stderr: Output) -> subprocess.Popen[bytes]:
         """In a session of its own: Ctrl-C comes to us, and we end things in order. If we are killed, the kernel does."""
         parent = os.getpid()
         return subprocess.Popen(

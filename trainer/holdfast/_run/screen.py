@@ -14,7 +14,6 @@ from .._log import note, redirect
 
 _CLEAR = "\r\x1b[K"
 _REDRAW_SECONDS = 0.2
-_ALWAYS = frozenset({reasons.RECOVERED, reasons.JOB_FAILED, reasons.SOURCE_REJECTED, reasons.COMPLETED})
 
 
 class Screen:
@@ -25,16 +24,18 @@ class Screen:
         self._terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._progress = ""
         self._drawn = 0.0
-        self.pipe, self.output = os.pipe() if self._terminal else (None, None)
+        self.pipe: int | None = None
+        self.output: int | None = None
         if self._terminal:
+            self.pipe, self.output = os.pipe()
             redirect(lambda line: self._write(line.encode()))
 
     def event(self, event: Emit) -> None:
         """Something happened to the job."""
-        if self._verbose or event.reason in _ALWAYS:
-            note(
-                event.message if event.reason in (reasons.RECOVERED, reasons.COMPLETED) else f"{event.reason}: {event.message}"
-            )
+        if event.reason in (reasons.RECOVERED, reasons.COMPLETED):
+            note(event.message)
+        elif self._verbose or event.reason in (reasons.JOB_FAILED, reasons.SOURCE_REJECTED):
+            note(f"{event.reason}: {event.message}")
         elif event.warning and event.reason not in (reasons.POD_REPLACED, reasons.DRAINING):
             note(event.message.partition(" [")[0])
 
