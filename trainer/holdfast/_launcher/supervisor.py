@@ -138,10 +138,11 @@ class Supervisor:
 
     async def _end_all(self, grace: float) -> None:
         note(f"attempt {self._attempt}: stopping {len(self._alive())} process(es)")
-        self._signal_all(signal.SIGTERM)
-        await self._until_gone(grace)
-        if self._alive():
-            note(f"SIGTERM was not obeyed within {grace:.3g} s: SIGKILL")
+        if grace > 0:
+            self._signal_all(signal.SIGTERM)
+            await self._until_gone(grace)
+            if self._alive():
+                note(f"SIGTERM was not obeyed within {grace:.3g} s: SIGKILL")
         self._signal_all(signal.SIGKILL)
         await self._until_gone(_AFTER_KILL_SECONDS)
         self._kill_orphans()
