@@ -36,6 +36,7 @@ class Applier:
     def __init__(self, client: Api, settings: Settings, cache: PodCache) -> None:
         self._api, self._settings, self._cache = client, settings, cache
         self._refusals: dict[str, _Refusal] = {}
+        self._fingerprint = ""
 
     @property
     def problem(self) -> Problem | None:
@@ -44,6 +45,8 @@ class Applier:
 
     async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action]) -> None:
         """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself."""
+        if spec.fingerprint != self._fingerprint:
+            self._fingerprint, self._refusals = spec.fingerprint, {}
         wanted = {spec.job.pod_name(a.index, a.incarnation) for a in actions if isinstance(a, CreatePod)}
         self._refusals = {n: r for n, r in self._refusals.items() if n in wanted}
         results = await asyncio.gather(*(self._do(spec, slot_bytes, a) for a in actions), return_exceptions=True)
@@ -55,11 +58,19 @@ class Applier:
         if isinstance(action, CreatePod):
             await self._create(spec, slot_bytes, action)
         elif isinstance(action, DeletePod):
-            log.info("%s/%s: deleting pod %s: %s", spec.job.namespace, spec.job.name, action.name, action.reason)
-            path = api.core(spec.job.namespace, "pods", action.name)
-            await self._api.delete(path, grace=0 if action.force else None)
+            await self._delete(spec, action)
         elif isinstance(action, EndPod):
             await self._end(spec, action.name)
+
+    async def delete(self, spec: JobSpec, actions: Sequence[DeletePod]) -> None:
+        """Delete pods; raises ApiError."""
+        for action in actions:
+            await self._delete(spec, action)
+
+    async def _delete(self, spec: JobSpec, action: DeletePod) -> None:
+        log.info("%s/%s: deleting pod %s: %s", spec.job.namespace, spec.job.name, action.name, action.reason)
+        path = api.core(spec.job.namespace, "pods", action.name)
+        await self._api.delete(path, grace=0 if action.force else None)
 
     async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod) -> None:
         name = spec.job.pod_name(action.index, action.incarnation)
@@ -84,7 +95,6 @@ class Applier:
         delay = min(_LONGEST, before.delay * 2) if before else _FIRST
         problem = Problem("PodRejected", f"the API server refuses pod {name}: {error.message}")
         self._refusals[name] = _Refusal(problem, delay, time.monotonic() + delay)
-        log.warning("%s", problem.message)
 
     async def _end(self, spec: JobSpec, name: str) -> None:
         """The kubelet stops a pod whose deadline has passed; object and logs stay."""

@@ -64,8 +64,8 @@ class Keeper:
         """Write the status if it must be written now; raises ApiError (409: somebody was faster)."""
         present = self.body.get("status") or {}
         weighty = record.steady() != self.record.steady() or any(present.get(k) != document.get(k) for k in _WEIGHTY)
-        due = now - self._written_at >= _SLOW and present != document
-        if weighty or due:
+        due = record.planner.terminal or now - self._written_at >= _SLOW
+        if weighty or (due and present != document):
             await self.write(document, now)
         self.record = record
 

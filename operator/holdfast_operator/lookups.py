@@ -16,7 +16,7 @@ from .api import Api, ApiError
 from .observe import NodeHealth
 
 T = TypeVar("T")
-_NORMAL = ("Unhealthy", "BackOff", "FailedScheduling")  # a probe of what still starts; what the pod's own status tells better
+_NORMAL = ("Unhealthy", "BackOff", "Failed", "FailedScheduling")  # what still starts, or the pod's own status tells better
 
 
 class Lookup(Generic[T]):

@@ -12,6 +12,7 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_INDEX = f"{GROUP}/index"
 LABEL_INCARNATION = f"{GROUP}/incarnation"
+ANNOTATION_SPEC = f"{GROUP}/spec"  # digest of what the pod was made from
 
 TRAINER = "trainer"
 SIDECAR = "holdfast-sidecar"

@@ -99,8 +99,7 @@ def _age(heard: Heard, pod: Mapping[str, Any]) -> float | None:
     after a restart of the operator, a pod that died meanwhile must not be waited for for ever."""
     if heard.age is not None:
         return heard.age
-    started = any(s.get("name") == names.SIDECAR and s.get("started") for s in _statuses(pod))
-    return heard.dialling if started and heard.failures and heard.dialling > _SHOULD_BE_HEARD else None
+    return heard.dialling if _started(pod) and heard.failures and heard.dialling > _SHOULD_BE_HEARD else None
 
 
 def _waiting(pod: Mapping[str, Any], heard: Heard, note: str) -> str:
@@ -112,7 +111,7 @@ def _waiting(pod: Mapping[str, Any], heard: Heard, note: str) -> str:
         _unscheduled(status)
         or next((w for w in map(_held_up, _statuses(pod)) if w), "")
         or (note if starting(pod) else "")
-        or _unheard(heard)
+        or (_unheard(heard) if _started(pod) else "")
     )
 
 
@@ -138,6 +137,11 @@ def _unheard(heard: Heard) -> str:
     if heard.agent is None and heard.refused and heard.error and heard.dialling > 2 * _SHOULD_BE_HEARD:
         return _text("SidecarUnreachable", heard.error)
     return ""
+
+
+def _started(pod: Mapping[str, Any]) -> bool:
+    """Whether the sidecar's startup probe has passed: from then on it is expected to answer."""
+    return any(s.get("name") == names.SIDECAR and s.get("started") for s in _statuses(pod))
 
 
 def _statuses(pod: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

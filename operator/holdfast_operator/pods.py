@@ -66,7 +66,7 @@ def _metadata(template: dict[str, Any], spec: JobSpec, name: str, index: int, in
         "name": name,
         "namespace": spec.job.namespace,
         "labels": {**(template.get("labels") or {}), **own},
-        "annotations": {**scrape, **(template.get("annotations") or {})},
+        "annotations": {**scrape, **(template.get("annotations") or {}), names.ANNOTATION_SPEC: spec.fingerprint},
         "ownerReferences": [owner(spec)],
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Send, Status, plan
 from holdfast_core.wire import WireError
 
-from . import api, lookups, names, observe, spec, status
+from . import api, lookups, names, observe, outdated, spec, status
 from .agents import Links
 from .api import Api, ApiError
 from .apply import Applier
@@ -65,6 +65,7 @@ class Reconciler:
         self._listed = -1e9
         self._problem: Problem | None = None
         self._trouble = ""
+        self._ended = -1e9
 
     def wake(self) -> None:
         """Look again now."""
@@ -85,6 +86,7 @@ class Reconciler:
                 except Exception as error:  # noqa: BLE001 - whatever it was, the next pass starts from what is there
                     failures += 1
                     pause = self._failed(error, failures)
+                self._ended = time.monotonic()
         finally:
             await self._close()
 
@@ -94,7 +96,7 @@ class Reconciler:
         except TimeoutError:
             pass
         else:
-            await asyncio.sleep(_GAP)
+            await asyncio.sleep(max(0.0, self._ended + _GAP - time.monotonic()))
         self._awake.clear()
 
     def _failed(self, error: Exception, failures: int) -> float:
@@ -132,13 +134,16 @@ class Reconciler:
             self._links.set_tls(self._belongings.tls)
         self._connect(record.planner)
         now = time.time()
-        planned = plan(job.job, self._observe(record.planner, now), record.planner, now)
+        seen = self._observe(record.planner, now)
+        planned = plan(job.job, seen, record.planner, now)
         after = Record(planned.status, self._slot_bytes(record, job), job.job.world_size)
         document = status.document(after, job, self._applier.problem, body.get("status") or {}, now)
         await self.keeper.save(after, document, now)
+        self._announce(self._applier.problem)
         self._services.metrics.planned(self.namespace, self.name, record.planner, after.planner)
         self._report(record.planner, planned)
         await self._act(job, after, planned)
+        await self._replace_outdated(job, after, seen)
         return _IDLE if after.planner.terminal and not planned.actions else planned.look_again
 
     def _parse(self, body: dict[str, Any], record: Record) -> JobSpec:
@@ -149,7 +154,6 @@ class Reconciler:
                 f"the job started with {record.world_size} ranks and can't go on with {job.job.world_size}: "
                 "undo the change, or apply it as a new job",
             )
-        self._problem = None
         return job
 
     async def _refuse(self, problem: Problem) -> float:
@@ -159,12 +163,17 @@ class Reconciler:
         document = status.refused(problem, int(meta.get("generation", 0)), before, now)
         if document != before:
             await self.keeper.write(document, now)
-        if problem != self._problem:
-            log.warning("%s/%s: %s: %s", self.namespace, self.name, problem.reason, problem.message)
-            self._problem = problem
-            self._services.events.post(Job(self.namespace, self.name, self.uid, 1), Emit(problem.reason, problem.message, True))
+        self._announce(problem)
         self._sample(self.keeper.record.planner)
         return _IDLE
+
+    def _announce(self, problem: Problem | None) -> None:
+        """A problem that is new becomes an event."""
+        if problem is not None and problem != self._problem:
+            log.warning("%s/%s: %s: %s", self.namespace, self.name, problem.reason, problem.message)
+            identity = Job(self.namespace, self.name, self.uid, replicas=1)
+            self._services.events.post(identity, Emit(problem.reason, problem.message, True))
+        self._problem = problem
 
     async def _list(self) -> None:
         """Ask for all pods of the job, now and then. Never plan before it has worked once: a missing pod counts as gone."""
@@ -220,6 +229,11 @@ class Reconciler:
             elif isinstance(action, Emit):
                 self._services.events.post(job.job, action)
         await self._applier.apply(job, record.slot_bytes, planned.actions)
+
+    async def _replace_outdated(self, job: JobSpec, record: Record, seen: Observed) -> None:
+        if not record.planner.terminal:
+            late = outdated.replaceable(seen.pods, self.pods.pods, record.planner.workers, job.fingerprint)
+            await self._applier.delete(job, late)
 
     def _report(self, before: Status, planned: Plan) -> None:
         after = planned.status

@@ -13,7 +13,7 @@ from holdfast_core.config import StoreConfig
 from holdfast_core.planner import Job, Policy
 from kubernetes.utils.quantity import parse_quantity
 
-from . import names
+from . import names, outdated
 
 _DURATION = re.compile(r"(\d+)(s|m|h)")
 _UNIT = {"s": 1, "m": 60, "h": 3600}
@@ -52,6 +52,7 @@ class JobSpec:
     slot_bytes: int = 0
     stores: tuple[Store, ...] = ()
     generation: int = 0
+    fingerprint: str = ""
 
 
 def parse(body: Mapping[str, Any]) -> JobSpec:
@@ -72,7 +73,8 @@ def parse(body: Mapping[str, Any]) -> JobSpec:
     )
     size = memory.get("size", "auto")
     slot_bytes = 0 if size == "auto" else _bytes(size, "spec.checkpoint.memory.size")
-    return JobSpec(job, template, int(memory.get("slots", 3)), slot_bytes, stores, int(meta.get("generation", 0)))
+    slots, generation = int(memory.get("slots", 3)), int(meta.get("generation", 0))
+    return JobSpec(job, template, slots, slot_bytes, stores, generation, outdated.fingerprint(spec))
 
 
 def store_config(store: Store, namespace: str, job: str) -> StoreConfig:

@@ -14,6 +14,7 @@ from typing import Any
 from holdfast_core import wire
 from holdfast_core.messages import MEMORY
 from holdfast_core.planner import Condition, Recovery, Status
+from holdfast_core.planner.reasons import PODS_READY
 
 from . import names
 from .spec import JobSpec
@@ -57,7 +58,7 @@ def document(record: Record, spec: JobSpec, problem: Problem | None, before: Map
     conditions.append(_accepted(problem, generation, before, now))
     made = {
         "phase": status.phase,
-        "message": status.message,
+        "message": _message(status, problem),
         "observedGeneration": generation,
         "attempt": status.attempt,
         "stage": status.stage,
@@ -120,6 +121,15 @@ def _accepted(problem: Problem | None, generation: int, before: Mapping[str, Any
         "lastTransitionTime": old["lastTransitionTime"] if old.get("status") == state else iso(now),
         "observedGeneration": generation,
     }
+
+
+def _message(status: Status, problem: Problem | None) -> str:
+    """What holds the job up, where that is known; else what is being done."""
+    if problem is not None:
+        return f"{problem.reason}: {problem.message}"
+    held_up = (c for c in status.conditions if c.type == PODS_READY and not c.status and c.reason not in ("Starting", "Ended"))
+    pods = next(held_up, None) if status.stage == "gathering" else None
+    return f"{pods.reason}: {pods.message}" if pods else status.message
 
 
 def _saved(status: Status) -> str | None:

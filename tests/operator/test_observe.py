@@ -122,4 +122,6 @@ def test_a_started_sidecar_that_never_answers_is_silent_since_the_first_dial():
 
 def test_a_sidecar_that_answers_wrongly_is_told():
     heard = Heard(failures=9, refused=True, dialling=30.0, error="certificate verify failed")
-    assert view(pod(), heard).waiting == "SidecarUnreachable: certificate verify failed"
+    started = pod({"phase": "Running", "initContainerStatuses": [{"name": "holdfast-sidecar", "started": True}]})
+    assert view(started, heard).waiting == "SidecarUnreachable: certificate verify failed"
+    assert view(pod(), heard).waiting == ""  # it still starts

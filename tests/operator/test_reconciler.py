@@ -355,3 +355,21 @@ def test_a_job_being_deleted_gets_no_pods(tmp_path):
         assert len(bench.api.written("POST")) == created
 
     run(tmp_path, story)
+
+
+def test_a_corrected_spec_replaces_only_pods_that_can_not_come_up(tmp_path):
+    async def story(bench: Bench) -> None:
+        await until(lambda: len(bench.pods()) == 2)
+        first, second = bench.pods()
+        waiting = {"name": "trainer", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+        bench.show(first, {"phase": "Pending", "containerStatuses": [waiting]})
+        bench.show(second, {"phase": "Running"})
+        await until(lambda: "ImagePullBackOff" in bench.status.get("message", ""))
+        assert bench.pods() == [first, second]  # not yet: nothing says that another pod would fare better
+        body = job(checkpoint={"memory": {"size": "auto", "slots": 3}, "stores": []})
+        body["spec"]["workers"]["template"]["spec"]["containers"][0]["image"] = "trainer:2"
+        bench.change(bench.api.objects[JOB] | {"spec": body["spec"]})
+        await until(lambda: first not in bench.pods())
+        assert second in bench.pods()
+
+    run(tmp_path, story)
