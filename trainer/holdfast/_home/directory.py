@@ -190,13 +190,11 @@ class DirectoryHome:
         return known
 
     def _drop_outgrown(self, committed: int) -> None:
-        """Older generations go once a step is committed in the newest one."""
-        newest = self._arenas[-1]
-        if len(self._arenas) > 1 and any(_is(s, committed) for s in newest.slots()):
-            for old in self._arenas[:-1]:
-                with contextlib.suppress(OSError):
-                    os.unlink(old.path)
-            self._arenas = [newest]
+        """Generations older than the one that holds the committed step are not needed any more."""
+        while len(self._arenas) > 1 and any(_is(s, committed) for a in self._arenas[1:] for s in a.slots()):
+            with contextlib.suppress(OSError):
+                os.unlink(self._arenas[0].path)
+            del self._arenas[0]
 
     def sealed(self, target: Mapped, written: Written, step: int, stall_seconds: float) -> None:
         """Nobody to tell: the other ranks read it from the file."""

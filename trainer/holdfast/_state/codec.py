@@ -200,7 +200,7 @@ def decode(tree: Any, leaves: Sequence[Leaf], place: Place = keep_on_cpu) -> Any
     placed: dict[int, torch.Tensor] = {}
     try:
         return _decode(tree, leaves, place, placed)
-    except (KeyError, IndexError, TypeError, ValueError, struct.error) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise CorruptShard(f"bad state tree: {type(error).__name__}: {error}") from error
 
 
@@ -250,6 +250,13 @@ def _numpy(node: dict[str, Any], leaves: Sequence[Leaf]) -> Any:
     return array if node[TAG] == "ndarray" else array[()]
 
 
+def _device(node: dict[str, Any], leaves: Sequence[Leaf]) -> torch.device:
+    try:
+        return torch.device(node["v"])
+    except RuntimeError as error:
+        raise ValueError(f"device {node['v']!r}") from error
+
+
 _BUILD_SEQUENCE: dict[str, Callable[[Iterable[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 _BUILD_DICT: dict[str, Callable[[Iterable[tuple[Any, Any]]], Any]] = {
     "dict": dict,
@@ -262,7 +269,7 @@ _BUILD_SPECIAL: dict[str, Callable[[dict[str, Any], Sequence[Leaf]], Any]] = {
     "complex": lambda node, _: complex(*struct.unpack(">dd", bytes.fromhex(node["v"]))),
     "size": lambda node, _: torch.Size(node["v"]),
     "dtype": lambda node, _: dtype_of(node["v"]),
-    "device": lambda node, _: torch.device(node["v"]),
+    "device": _device,
     "bytes": lambda node, leaves: bytes(_raw(node, leaves)),
     "bytearray": lambda node, leaves: bytearray(_raw(node, leaves)),
     "ndarray": _numpy,
