@@ -79,6 +79,10 @@ def registry(manager: Manager, configuration: Any) -> kopf.OperatorRegistry:
             token=token or None,
         )
 
+    @kopf.on.cleanup(registry=handlers)
+    async def clean_up(**_: Any) -> None:
+        await manager.close()  # before kopf waits for all tasks that were started since its start
+
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=handlers)
     async def on_job(event: kopf.RawEvent, **_: Any) -> None:
         manager.job_event(event["type"], dict(event["object"]))
@@ -102,6 +106,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     chosen.watching.client_timeout = 300
     chosen.watching.inactivity_timeout = 75
     chosen.watching.connect_timeout = 3
+    chosen.queueing.exit_timeout = 0.5  # an event that is lost at the exit is listed at the next start
+    chosen.queueing.idle_timeout = 1.0
     chosen.watching.label_selectors["", "v1", "pods"] = names.LABEL_UID
     return chosen
 
