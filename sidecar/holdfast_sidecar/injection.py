@@ -22,6 +22,7 @@ class InjectionError(Exception):
 def inject(target: Path, packages: tuple[str, ...] = PACKAGES) -> None:
     """Copy what is not there yet, or differs. Raises InjectionError or OSError. Blocks."""
     target.mkdir(parents=True, exist_ok=True)
+    target.chmod(0o755)  # whatever our umask: the trainer may run as another user
     for package in packages:
         _copy(_find(package), target / package)
 

@@ -14,6 +14,7 @@ from .slots import NoMemory
 
 _MIB = 1 << 20
 _RESERVE = 48 * _MIB  # what this process still needs beside the arenas: buffers of uploads
+_RECORDS = 4 * _MIB  # what else must find room on the volume, now or later: the record, the injected packages
 
 
 class Budget:
@@ -30,7 +31,7 @@ class Budget:
 
     def _limits(self, taken: int) -> list[tuple[int, str]]:
         volume = os.statvfs(self._folder)
-        limits = [(volume.f_bavail * volume.f_frsize, "on the shared memory volume")]
+        limits = [(volume.f_bavail * volume.f_frsize - _RECORDS, "on the shared memory volume")]
         if self._config.memory_limit:
             limits.append((self._config.memory_limit - taken, "of the configured memory limit"))
         container = self._available()

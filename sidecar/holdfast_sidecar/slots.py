@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from holdfast_core import arena
 from holdfast_core.arena import ArenaError, ArenaHeader, Slot, SlotState
 from holdfast_core.checksum import ALGORITHM, chunks
+from holdfast_core.fastcopy import crc32
 from holdfast_core.manifest import CorruptShard, Entry, SlotManifest, entry_data, load
 from holdfast_core.timeline import Copy
 
@@ -184,7 +184,7 @@ class SlotView:
 
     def check(self, entry: Entry, index: int, piece: bytes | memoryview) -> None:
         """Compare a chunk with its checksum; raises CorruptShard, or ArenaError if the slot was merely reused."""
-        if zlib.crc32(piece) != entry.checksums[index]:
+        if crc32(memoryview(piece)) != entry.checksums[index]:
             self.require_unchanged()  # as above
             raise CorruptShard(f"{entry.key}: checksum mismatch in chunk {index} of step {self.slot.step}")
 

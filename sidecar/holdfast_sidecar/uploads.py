@@ -22,6 +22,7 @@ from .slots import SlotView
 from .stores.base import StoreError
 from .stores.level import Level
 
+IN_MEMORY = "in memory: "  # begins an error that is not the store's
 _RENEW_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 Report = Callable[[Reached], None]
@@ -80,8 +81,11 @@ class Uploads:
         shard, error = None, ""
         try:
             shard = await self._write(level, rank, copy, view)
-        except (StoreError, ArenaError, CorruptShard) as problem:
+        except StoreError as problem:
             error = f"rank {rank}: {problem}"
+        except (ArenaError, CorruptShard) as problem:
+            error = f"{IN_MEMORY}rank {rank}: {problem}"
+        if error:
             _log.warning("upload of step %d to %s failed: %s", copy.step, level.name, error)
         result = Reached(attempt, level.name, rank, copy, shard, error)
         self._results[level.name, rank] = result

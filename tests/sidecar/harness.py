@@ -80,6 +80,7 @@ class Sidecar:
         self._log = log or Path(config.shared_dir).with_suffix(".log")
         self.process: subprocess.Popen[bytes] | Forked | None = None
         self._context: ssl.SSLContext | None = None
+        self._kept: http.client.HTTPConnection | None = None
 
     def start(self, *, healthy: bool = True, fresh: bool = False) -> Sidecar:
         """`fresh`: by a new interpreter, as in a container, instead of a fork of one that has imported all."""
@@ -97,7 +98,13 @@ class Sidecar:
     def log(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
 
+    def _hang_up(self) -> None:
+        if self._kept:
+            self._kept.close()
+            self._kept = None
+
     def kill(self) -> None:
+        self._hang_up()
         assert self.process
         self.process.kill()
         self.process.wait(10)
@@ -108,6 +115,7 @@ class Sidecar:
         return self.process.wait(seconds)
 
     def close(self) -> None:
+        self._hang_up()
         if self.process and self.process.poll() is None:
             self.kill()
 
@@ -120,13 +128,17 @@ class Sidecar:
         return _TlsConnection("127.0.0.1", self.config.api_port, timeout=10, context=self._context)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = self.connection()
+        """Over a connection that is kept: a handshake for each look would cost more than the sidecar's own work."""
+        connection, self._kept = self._kept or self.connection(), None
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
-            return response.status, response.read()
-        finally:
+            answer = response.status, response.read()
+        except (OSError, http.client.HTTPException):
             connection.close()
+            raise
+        self._kept = connection
+        return answer
 
     def state(self) -> AgentState:
         return wire.loads(AgentState, self._request("GET", "/v1/state")[1])

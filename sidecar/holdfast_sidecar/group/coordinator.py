@@ -18,6 +18,7 @@ from holdfast_core.timeline import Resume
 from ..metrics import Metrics
 from ..stores.base import StoreError
 from ..stores.level import Level
+from ..uploads import IN_MEMORY
 from .decisions import Action, Commit, Decisions
 
 _TICK = 0.2  # seconds
@@ -33,6 +34,7 @@ class Coordinator:
         self.attempt = prepare.attempt
         self._job_uid, self._levels, self._metrics = job_uid, levels, metrics
         self._resume = Resume(prepare.attempt, prepare.source.step if prepare.source else -1)
+        self._index = prepare.members[0].index
         self._world_size = sum(m.processes for m in prepare.members)
         configs = [level.config for level in levels.values()]
         self.decisions = Decisions(prepare.attempt, prepare.members, prepare.history, slots, configs)
@@ -126,11 +128,17 @@ class Coordinator:
                 _log.warning("member %d sent nonsense: %s", index, error)
                 break
             if reached.error:
-                _log.warning("step %d did not reach %s: %s", reached.copy.step, reached.level, reached.error)
+                self._note(index, reached)
             actions = self.decisions.reached(index, reached, time.monotonic())
             if actions:
                 await self._do(actions)
                 await self.tick()
+
+    def _note(self, index: int, reached: Reached) -> None:
+        _log.warning("step %d did not reach %s: %s", reached.copy.step, reached.level, reached.error)
+        level = self._levels.get(reached.level)
+        if level is not None and index != self._index and not reached.error.startswith(IN_MEMORY):
+            level.failed_elsewhere(reached.error)
 
     async def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:

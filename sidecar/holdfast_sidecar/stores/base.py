@@ -55,11 +55,15 @@ class Store(Protocol):
 
 def pieces(chunks: Iterable[Chunk], size: int) -> Iterator[bytes]:
     """The same bytes in pieces of exactly `size` bytes, the last one may be shorter (and is absent if empty)."""
-    buffer = bytearray()
+    gathered: list[Chunk] = []
+    room = size
     for chunk in chunks:
-        buffer += chunk
-        while len(buffer) >= size:
-            yield bytes(buffer[:size])
-            del buffer[:size]
-    if buffer:
-        yield bytes(buffer)
+        rest = memoryview(chunk)
+        while rest.nbytes >= room:
+            yield b"".join((*gathered, rest[:room]))
+            rest, gathered, room = rest[room:], [], size
+        if rest.nbytes:
+            gathered.append(rest)
+            room -= rest.nbytes
+    if gathered:
+        yield b"".join(gathered)

@@ -23,7 +23,7 @@ from .lane import Lane, Pulse
 from .steps import Steps
 
 T = TypeVar("T")
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 2.0
 _INVENTORY_LIMIT = 20.0  # seconds
 _PROBE_LIMIT = 15.0
 _NEED = 1 << 20  # bytes that a store must have room for, before the size of a shard is known
@@ -49,6 +49,7 @@ class Level:
         self._steps: Steps | None = None
         self._probe_error = "not reached yet"
         self._upload_error = ""
+        self._others_error = ""
         self._wake = asyncio.Event()
 
     @property
@@ -59,7 +60,7 @@ class Level:
     @property
     def error(self) -> str:
         """Why the store can't be used; empty when the last access worked."""
-        return self._upload_error or ("" if self._probe_error == "not reached yet" else self._probe_error)
+        return self._upload_error or self._others_error or ("" if self._probe_error == "not reached yet" else self._probe_error)
 
     @property
     def reachable(self) -> bool:
@@ -131,12 +132,18 @@ class Level:
             self._upload_error = ""
             self.changed()
 
+    def failed_elsewhere(self, text: str) -> None:
+        """Another pod could not upload: told here too until a step is committed, because here is where it is asked."""
+        self._others_error = text
+        self.changed()
+
     # --- contents
 
     def set_committed(self, copy: Copy | None, seconds: float | None = None) -> None:
         """Note the newest step in the store."""
         self.committed, self.known = copy, True
-        self.seconds = self.seconds if seconds is None else seconds
+        if seconds is not None:
+            self.seconds, self._others_error = seconds, ""
         self.changed()
 
     async def inventory(self) -> StoreInventory:

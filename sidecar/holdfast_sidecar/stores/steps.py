@@ -5,12 +5,12 @@ The layout is `holdfast_core.durable`'s. Whatever is read is checked before it i
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from holdfast_core import durable, safetensors, wire
 from holdfast_core.durable import MANIFEST, Shard, ShardTensor, StepManifest
+from holdfast_core.fastcopy import crc32
 from holdfast_core.manifest import CorruptShard, Entry, SlotManifest, entry_data
 from holdfast_core.messages import StoreInventory
 from holdfast_core.timeline import Copy, History, Resume, merge
@@ -37,7 +37,7 @@ class _Digest:
 
     def add(self, data: bytes) -> bytes:
         self.nbytes += len(data)
-        self.crc32 = zlib.crc32(data, self.crc32)
+        self.crc32 = crc32(memoryview(data), self.crc32)
         return data
 
 
