@@ -79,7 +79,7 @@ class Lifecycle:
         if self.record.attempt < fence:
             _log.warning("the record is of attempt %d, the arenas of %d", self.record.attempt, fence)
             self.record = Record(self.config.job_uid, fence, phases.FAILED, error=f"the record of attempt {fence} is lost")
-            self.ranks.lose("the sidecar was restarted and its record is lost")
+            self.ranks.abandon("the sidecar was restarted and its record is lost")
             return
         self.ranks.load(self.record.ranks)
         command = self.record.prepare

@@ -19,11 +19,13 @@ class Ranks:
     def __init__(self, first_rank: int, processes: int) -> None:
         self._first, self._ranks = first_rank, range(first_rank, first_rank + processes)
         self._states: dict[int, RankState] = {}
+        self._abandoned = False
         self._moved: dict[int, float] = {}
         self.reset()
 
     def reset(self) -> None:
         """A new attempt: nothing runs, nothing is known."""
+        self._abandoned = False
         self._states = {rank: RankState(rank) for rank in self._ranks}
         self._moved = dict.fromkeys(self._ranks, time.monotonic())
 
@@ -59,6 +61,8 @@ class Ranks:
 
     def seen(self, processes: Iterable[Process]) -> bool:
         """The launcher's list of this attempt's processes; returns whether anything changed."""
+        if self._abandoned:
+            return False
         before = dict(self._states)
         for process in processes:
             rank = self._first + process.local_rank
@@ -84,6 +88,11 @@ class Ranks:
         for rank, state in self._states.items():
             if state.state not in (EXITED, LOST):
                 self._states[rank] = replace(state, state=LOST, log_tail=(why,))
+
+    def abandon(self, why: str) -> None:
+        """The attempt can't go on here, whatever its processes do."""
+        self.lose(why)
+        self._abandoned = True
 
     def progress(self, rank: int, step: int, loss: float | None) -> None:
         """A step is finished. A loss that JSON can't carry (NaN) is left out."""

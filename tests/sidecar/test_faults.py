@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from holdfast_core import arena, local
-from holdfast_core.config import StoreConfig
+from holdfast_core import arena, local, wire
+from holdfast_core.config import SidecarConfig, StoreConfig
 from holdfast_core.local import Attached
 from holdfast_core.messages import Source
 from holdfast_core.timeline import Copy
 
 from .conftest import MakeJob, S3Server
-from .harness import Job, content, eventually, flip, map_file, read_content
+from .harness import UID, Job, Sidecar, content, eventually, flip, free_port, map_file, read_content
 
 
 def pvc(folder: Path, **more: object) -> StoreConfig:
@@ -330,3 +333,101 @@ def test_reserve_larger_grows_while_training_goes_on(make_job: MakeJob, folder: 
     eventually(lambda: len(list((folder / "p0" / "arena").iterdir())) == 1)
     job.begin(Source("memory", 3, 1), size=500_000)
     restored(job, Copy(3, 1), 500_000)
+
+
+def test_a_frozen_coordinator_is_noticed_and_waited_for(make_job: MakeJob, folder: Path) -> None:
+    """Its connections stay open, as with a node that lost its power: only the heartbeat tells."""
+    job = make_job(pods=2, stores=(pvc(folder),))
+    job.begin()
+    job.run(0, 1)
+    coordinator, member = job.sidecars
+    assert coordinator.process
+    coordinator.process.send_signal(signal.SIGSTOP)
+    job.pods[1].trainers[0].snapshot(2)
+    eventually(lambda: "no connection to the coordinator" in member.log(), 15, "noticed")
+    assert member.state().phase == "running"
+    coordinator.process.send_signal(signal.SIGCONT)
+    job.pods[0].trainers[0].snapshot(2)
+    job.committed(2)
+    job.run(3, 4)
+    job.stored("pvc", 4)
+
+
+def test_a_lost_record_fails_the_attempt_in_plain_words(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=1)
+    job.begin()
+    job.run(0, 2)
+    (sidecar,) = job.sidecars
+    sidecar.kill()
+    (folder / "p0" / "run" / "state.json").write_text('{"job_uid": 5')
+    sidecar.start()
+    state = sidecar.state()
+    assert (state.attempt, state.phase, state.ranks[0].state) == (1, "failed", "lost")
+    assert "record of attempt 1 is lost" in state.error
+    job.begin(Source("memory", 2, 1))
+    restored(job, Copy(2, 1))
+    job.run(3, 3)
+
+
+def test_a_restored_step_goes_to_the_stores_that_lack_it(make_job: MakeJob, folder: Path) -> None:
+    """Its copy keeps the attempt of its origin, in memory and everywhere."""
+    stores = (pvc(folder), StoreConfig("late", f"file://{folder}/late", every_steps=1))
+    (folder / "late").write_text("in the way")
+    job = make_job(pods=2, processes=2, stores=stores)
+    job.begin()
+    job.run(0, 2)
+    job.stored("pvc", 2)
+    for index in (0, 1):
+        for path in (folder / f"p{index}" / "arena").iterdir():
+            os.truncate(path, 0)
+    job.begin(Source("pvc", 2, 1))
+    restored(job, Copy(2, 1))
+    (folder / "late").unlink()
+    job.stored("late", 2)
+    assert max(job.sidecars[0].inventory().stores[1].copies) == Copy(2, 1)
+    assert (folder / "late" / "attempts" / "00000002.json").exists()
+    job.wait(lambda s: all(c == (Copy(2, 1),) for c in s.sealed.values()), "only the restored step is there")
+
+
+def test_another_pods_trouble_with_a_store_is_told_by_the_coordinator(make_job: MakeJob, folder: Path) -> None:
+    job = make_job(pods=2, stores=(StoreConfig("pvc", f"file://{folder}/pvc"),))
+    job.begin()
+    job.run(0, 0)
+    blocked = folder / "pvc" / "step-00000000.a0001" / "rank-00001.safetensors"
+    (blocked / "in the way").mkdir(parents=True)
+    job.order("persist")
+    eventually(lambda: "rank 1: cannot write to" in job.sidecars[0].state().stores[0].error, 10, "told")
+    (blocked / "in the way").rmdir()
+    blocked.rmdir()
+    job.stored("pvc", 0)
+    job.wait(lambda s: s.stores[0].error == "", "healed")
+
+
+def test_it_runs_as_anybody_with_nothing_of_its_own(folder: Path) -> None:
+    """As in the image: a user without a home, no PATH, nothing writable but the shared volume and the stores."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    config = SidecarConfig(
+        UID, "gpt", "default", "gpt-0", 0, 0, 1, 1, slot_bytes=1 << 16, shared_dir=str(folder / "p"), tls_dir="",
+        metrics_port=free_port(), stores=(pvc(folder), StoreConfig("s3", "s3://b/x", env_prefix="X_")),
+    )  # fmt: skip
+    folder.chmod(0o777)
+    sidecar = Sidecar(config, log=folder / "log")
+    environment = {"HOLDFAST_CONFIG": wire.dumps(config).decode(), "X_AWS_ACCESS_KEY_ID": "x", "X_AWS_SECRET_ACCESS_KEY": "y",
+                   "X_AWS_ENDPOINT_URL": "http://127.0.0.1:9", "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        sidecar.process = subprocess.Popen(
+            [sys.executable, "-m", "holdfast_sidecar"], env=environment, stderr=log, user=65532, group=65532,
+            extra_groups=(), umask=0o077, cwd="/",
+        )  # fmt: skip
+    try:
+        eventually(lambda: sidecar.health()[0] == 200, 20, "healthy")
+        eventually(lambda: "cannot reach http://127.0.0.1:9" in sidecar.state().stores[1].error, 20, "s3 is told")
+        assert sidecar.state().stores[0].error == ""
+        shared = folder / "p"
+        for path, mode in {"arena": 0o777, "arena/rank-00000.g0.arena": 0o666, "run/agent.sock": 0o666,
+                           "lib/holdfast_core/arena.py": 0o644, "lib/holdfast": 0o755, "lib": 0o755}.items():  # fmt: skip
+            assert stat.S_IMODE((shared / path).stat().st_mode) == mode, path
+        assert "Traceback" not in sidecar.log()
+    finally:
+        sidecar.close()

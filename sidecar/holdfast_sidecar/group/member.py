@@ -39,7 +39,7 @@ class Member:
         self.attempt, self._index = attempt, index
         self._everything, self._obey = everything, obey
         self._queue: asyncio.Queue[Reached] = asyncio.Queue(_QUEUE)
-        self.connected = False
+        self.connected = self._was_connected = self._complained = False
 
     def report(self, message: Reached) -> None:
         """Tell the coordinator, if it is there; if not, it learns from `everything` when it is."""
@@ -51,14 +51,24 @@ class Member:
         pause = _BACKOFF[0]
         async with aiohttp.ClientSession(connector=self._connector()) as session:
             while True:
+                self.connected = False
                 try:
                     await self._converse(session)
-                    pause = _BACKOFF[0]
+                    problem = "it was closed"
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    if pause == _BACKOFF[0]:
-                        _log.info("no connection to the coordinator: %s", error or type(error).__name__)
+                    problem = str(error) or type(error).__name__
+                pause = self._next_pause(pause, problem)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, _BACKOFF[1])
+
+    def _next_pause(self, pause: float, problem: str) -> float:
+        """Longer and longer, unless there was a connection. Only the first of several failures is logged."""
+        if self._was_connected or not self._complained:
+            _log.info("no connection to the coordinator: %s", problem)
+        self._complained = True
+        if self._was_connected:
+            self._was_connected = False
+            return _BACKOFF[0]
+        return min(pause * 2, _BACKOFF[1])
 
     async def _converse(self, session: aiohttp.ClientSession) -> None:
         connecting = session.ws_connect(
@@ -72,7 +82,8 @@ class Member:
         try:
             await connection.send_json({"attempt": self.attempt, "index": self._index})
             self._queue = asyncio.Queue(_QUEUE)
-            self.connected = True
+            self.connected = self._was_connected = True
+            self._complained = False
             for message in self._everything():
                 await connection.send_str(wire.dumps(message).decode())
             await self._exchange(connection)
