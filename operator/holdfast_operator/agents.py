@@ -35,9 +35,10 @@ Wake = Callable[[bool], None]
 class Link:
     """The connection to one pod's sidecar. `wake(urgent)` is called for each line; urgent if more than steps changed."""
 
-    def __init__(self, job_uid: str, pod: str, host: str, tls: ssl.SSLContext | None, wake: Wake) -> None:
+    def __init__(self, job_uid: str, pod: str, address: tuple[str, int], tls: ssl.SSLContext | None, wake: Wake) -> None:
         self._uid, self.pod, self._wake = job_uid, pod, wake
-        self._url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{config.API_PORT}"
+        host, port = address
+        self._url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls or False, limit=0, force_close=True))
         self._name = config.TLS_NAME if tls else None
         self._agent: AgentState | None = None
@@ -94,16 +95,23 @@ class Link:
 
     async def _follow(self) -> None:
         while True:
+            before = self._heard
             try:
-                async with self._session.get(
-                    f"{self._url}/v1/events", timeout=_STREAM, server_hostname=self._name, read_bufsize=_LINE
-                ) as answer:
-                    answer.raise_for_status()
-                    await self._read(answer.content)
-                self._failed("the stream ended", refused=True)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                self._failed(describe(error), refused=answered(error))
+                await self._stream()
+                error: BaseException = EOFError("the stream ended")
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as caught:
+                error = caught
+            self._error = describe(error)
+            if self._heard == before:  # nothing was heard: the dial failed. A stream that breaks is not that yet.
+                self._failures, self._refused = self._failures + 1, answered(error)
             await asyncio.sleep(_PAUSE)
+
+    async def _stream(self) -> None:
+        async with self._session.get(
+            f"{self._url}/v1/events", timeout=_STREAM, server_hostname=self._name, read_bufsize=_LINE
+        ) as answer:
+            answer.raise_for_status()
+            await self._read(answer.content)
 
     async def _read(self, lines: aiohttp.StreamReader) -> None:
         async for line in lines:
@@ -115,15 +123,12 @@ class Link:
             self._failures, self._refused, self._error = 0, False, ""
             self._wake(urgent)
 
-    def _failed(self, error: str, *, refused: bool) -> None:
-        self._failures, self._refused, self._error = self._failures + 1, refused, error
-
 
 class Links:
     """All connections of a job, kept in step with its pods."""
 
-    def __init__(self, job_uid: str, wake: Wake) -> None:
-        self._uid, self._wake = job_uid, wake
+    def __init__(self, job_uid: str, wake: Wake, port: int = config.API_PORT) -> None:
+        self._uid, self._wake, self._port = job_uid, wake, port
         self._links: dict[str, Link] = {}
         self._hosts: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
@@ -139,7 +144,7 @@ class Links:
         for name in [n for n in self._links if hosts.get(n) != self._hosts[n]]:
             self._retire(self._links.pop(name))
         for name in hosts.keys() - self._links.keys():
-            self._links[name] = Link(self._uid, name, hosts[name], self._tls, self._wake)
+            self._links[name] = Link(self._uid, name, (hosts[name], self._port), self._tls, self._wake)
         self._hosts = dict(hosts)
 
     def heard(self, pod: str) -> Heard:
@@ -190,7 +195,7 @@ def answered(error: BaseException) -> bool:
     """Whether something at that address answered: the pod's network is alive, its sidecar is not (or is not ours)."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError | aiohttp.ClientResponseError):
         return True
-    if isinstance(error, aiohttp.ServerDisconnectedError | wire.WireError):
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | EOFError | ValueError):
         return True
     inner = getattr(error, "os_error", error)
     return isinstance(inner, OSError) and inner.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)

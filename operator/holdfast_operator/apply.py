@@ -43,20 +43,23 @@ class Applier:
         """The API server's refusal, if there is one."""
         return next((r.problem for r in self._refusals.values()), None)
 
-    async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action]) -> None:
-        """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself."""
+    async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action], avoid: Sequence[str] = ()) -> None:
+        """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself.
+
+        New pods should rather not go to the nodes in `avoid`.
+        """
         if spec.fingerprint != self._fingerprint:
             self._fingerprint, self._refusals = spec.fingerprint, {}
         wanted = {spec.job.pod_name(a.index, a.incarnation) for a in actions if isinstance(a, CreatePod)}
         self._refusals = {n: r for n, r in self._refusals.items() if n in wanted}
-        results = await asyncio.gather(*(self._do(spec, slot_bytes, a) for a in actions), return_exceptions=True)
+        results = await asyncio.gather(*(self._do(spec, slot_bytes, a, avoid) for a in actions), return_exceptions=True)
         errors = [r for r in results if isinstance(r, BaseException)]
         if errors:
             raise errors[0]
 
-    async def _do(self, spec: JobSpec, slot_bytes: int, action: Action) -> None:
+    async def _do(self, spec: JobSpec, slot_bytes: int, action: Action, avoid: Sequence[str]) -> None:
         if isinstance(action, CreatePod):
-            await self._create(spec, slot_bytes, action)
+            await self._create(spec, slot_bytes, action, avoid)
         elif isinstance(action, DeletePod):
             await self._delete(spec, action)
         elif isinstance(action, EndPod):
@@ -72,12 +75,12 @@ class Applier:
         path = api.core(spec.job.namespace, "pods", action.name)
         await self._api.delete(path, grace=0 if action.force else None)
 
-    async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod) -> None:
+    async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod, avoid: Sequence[str]) -> None:
         name = spec.job.pod_name(action.index, action.incarnation)
         refusal = self._refusals.get(name)
         if refusal and time.monotonic() < refusal.again:
             return
-        body = pods.build(spec, action.index, action.incarnation, slot_bytes, self._settings)
+        body = pods.build(spec, action.index, action.incarnation, slot_bytes, self._settings, avoid)
         try:
             made = await self._api.create(api.core(spec.job.namespace, "pods"), body)
         except ApiError as error:

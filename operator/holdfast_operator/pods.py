@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from holdfast_core import config
@@ -18,8 +19,10 @@ _USER_PYTHONPATH = "HOLDFAST_USER_PYTHONPATH"
 _DEAD_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
-def build(spec: JobSpec, index: int, incarnation: int, slot_bytes: int, settings: Settings) -> dict[str, Any]:
-    """The pod of an index and incarnation. `slot_bytes` sizes its arena, 0 if nobody knows yet."""
+def build(
+    spec: JobSpec, index: int, incarnation: int, slot_bytes: int, settings: Settings, avoid: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The pod of an index and incarnation. `slot_bytes` sizes its arena, 0 if nobody knows yet; `avoid` names nodes."""
     template = copy.deepcopy(dict(spec.template))
     name = spec.job.pod_name(index, incarnation)
     pod = template.get("spec") or {}
@@ -34,7 +37,7 @@ def build(spec: JobSpec, index: int, incarnation: int, slot_bytes: int, settings
         ],
         "containers": [_container(c, spec, index) for c in pod.get("containers") or []],
         "securityContext": _security(pod.get("securityContext") or {}),
-        "affinity": _affinity(pod.get("affinity") or {}, spec),
+        "affinity": _affinity(pod.get("affinity") or {}, spec, avoid),
         "tolerations": _tolerations(pod.get("tolerations") or []),
     }
     pod.setdefault("automountServiceAccountToken", False)
@@ -112,18 +115,24 @@ def _security(context: dict[str, Any]) -> dict[str, Any]:
     return context | {"fsGroup": sidecar.UID, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
-def _affinity(affinity: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
-    """Pods of a job rather on different nodes: a dead node should take one of them."""
-    term = {
+def _affinity(affinity: dict[str, Any], spec: JobSpec, avoid: Sequence[str]) -> dict[str, Any]:
+    """Pods of a job rather on different nodes: a dead node should take one of them. And rather not on suspect nodes."""
+    selector = {"matchLabels": {names.LABEL_UID: spec.job.uid}}
+    apart = {
         "weight": 100,
-        "podAffinityTerm": {
-            "topologyKey": "kubernetes.io/hostname",
-            "labelSelector": {"matchLabels": {names.LABEL_UID: spec.job.uid}},
-        },
+        "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector},
     }
-    anti = affinity.get("podAntiAffinity") or {}
-    key = "preferredDuringSchedulingIgnoredDuringExecution"
-    return affinity | {"podAntiAffinity": anti | {key: [*(anti.get(key) or []), term]}}
+    made = _preferring(affinity, "podAntiAffinity", apart)
+    for node in avoid:  # one value each: the API allows no more in a match of fields
+        elsewhere = {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": [node]}]}
+        made = _preferring(made, "nodeAffinity", {"weight": 100, "preference": elsewhere})
+    return made
+
+
+def _preferring(affinity: dict[str, Any], kind: str, term: dict[str, Any]) -> dict[str, Any]:
+    """The affinity with one more preference, after those of the user."""
+    key, old = "preferredDuringSchedulingIgnoredDuringExecution", affinity.get(kind) or {}
+    return affinity | {kind: old | {key: [*(old.get(key) or []), term]}}
 
 
 def _tolerations(tolerations: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Send, Status, plan
+from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Policy, Send, Status, plan
 from holdfast_core.wire import WireError
 
 from . import api, lookups, names, observe, outdated, spec, status
@@ -26,6 +26,7 @@ from .observe import NodeHealth
 from .settings import Settings
 from .spec import JobSpec, SpecError
 from .status import Problem, Record
+from .suspects import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Reconciler:
         self._applier = Applier(services.api, services.settings, self.pods)
         self._nodes = Lookup(self._node, NodeHealth(), 2.0, self.wake)
         self._warnings = Lookup(self._warning, "", 5.0, self.wake)
+        self._suspects = Suspects(Policy().lost_after)
         self._listed = -1e9
         self._problem: Problem | None = None
         self._trouble = ""
@@ -135,6 +137,7 @@ class Reconciler:
         self._connect(record.planner)
         now = time.time()
         seen = self._observe(record.planner, now)
+        self._suspects.update(seen.pods, now)
         planned = plan(job.job, seen, record.planner, now)
         after = Record(planned.status, self._slot_bytes(record, job), job.job.world_size)
         document = status.document(after, job, self._applier.problem, body.get("status") or {}, now)
@@ -228,7 +231,7 @@ class Reconciler:
                 self._inquiry.ask(action.pod, job.job, record.planner)
             elif isinstance(action, Emit):
                 self._services.events.post(job.job, action)
-        await self._applier.apply(job, record.slot_bytes, planned.actions)
+        await self._applier.apply(job, record.slot_bytes, planned.actions, self._suspects.nodes)
 
     async def _replace_outdated(self, job: JobSpec, record: Record, seen: Observed) -> None:
         if not record.planner.terminal:

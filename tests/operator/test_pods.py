@@ -168,5 +168,14 @@ def test_the_users_own_choices_win_or_are_merged():
     assert made["tolerations"][0]["tolerationSeconds"] == 5
 
 
+def test_suspect_nodes_are_avoided_but_not_forbidden():
+    parsed = spec.parse(job())
+    made = pods.build(parsed, 0, 2, 0, SETTINGS, avoid=("n1", "n2"))["spec"]["affinity"]["nodeAffinity"]
+    assert list(made) == ["preferredDuringSchedulingIgnoredDuringExecution"]
+    terms = made["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert [t["preference"]["matchFields"][0]["values"] for t in terms] == [["n1"], ["n2"]]
+    assert {t["preference"]["matchFields"][0]["operator"] for t in terms} == {"NotIn"}
+
+
 def test_store_names_make_valid_variable_names():
     assert sidecar.names.env_prefix("my-store") == "HOLDFAST_MY_STORE_"
