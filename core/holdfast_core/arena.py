@@ -1,6 +1,6 @@
 """Layout of an arena: one file of shared memory per local rank, several snapshots in it, self-describing.
 
-    page 0          header: who it belongs to, sizes, and two words that change: the fence and the committed step
+    page 0          header: who it belongs to, sizes, and three words that change: fence, committed step, floor
     page 1..slots   one slot header each
     then            `slots` regions of `slot_bytes` each: the tensors' bytes, then the slot manifest (JSON)
 
@@ -28,6 +28,7 @@ _HEADER = struct.Struct("<8sIIQIII4x64s")
 _HEADER_CRC = 104
 _ATTEMPT = 128
 _COMMITTED = 136
+_FLOOR = 144
 _SLOT = struct.Struct("<qQQQII")  # step, attempt, data bytes, manifest bytes, manifest crc, sequence
 _SLOT_FIELDS = 8
 _SLOT_CRC = _SLOT_FIELDS + _SLOT.size
@@ -110,6 +111,7 @@ def format_arena(buf: memoryview, header: ArenaHeader, attempt: int) -> None:
     raw = _HEADER.pack(MAGIC, VERSION, header.slots, header.slot_bytes, header.rank, header.world_size, header.generation, uid)
     set_fence(buf, attempt)
     set_committed(buf, NO_STEP)
+    set_floor(buf, NO_STEP)
     _U32.pack_into(buf, _HEADER_CRC, zlib.crc32(raw))
     buf[8 : _HEADER.size] = raw[8:]
     buf[:8] = MAGIC
@@ -151,6 +153,16 @@ def committed(buf: memoryview) -> int:
 def set_committed(buf: memoryview, step: int) -> None:
     """Tell the trainer which step is safe, so that older slots may be reused."""
     _I64.pack_into(buf, _COMMITTED, step)
+
+
+def floor(buf: memoryview) -> int:
+    """Steps below this one are not sealed, and never committed if they are not yet; NO_STEP: no such limit."""
+    return int(_I64.unpack_from(buf, _FLOOR)[0])
+
+
+def set_floor(buf: memoryview, step: int) -> None:
+    """Let the ranks meet again at this step: the coordinator commits none below it any more."""
+    _I64.pack_into(buf, _FLOOR, step)
 
 
 def read_slot(buf: memoryview, index: int) -> Slot:
@@ -238,16 +250,17 @@ def set_lease(buf: memoryview, index: int, until_ns: int) -> None:
     _U64.pack_into(buf, PAGE * (1 + index) + _LEASE, until_ns)
 
 
-def choose_slot(slots: Iterable[Slot], committed_step: int, now_ns: int) -> int | None:
+def choose_slot(slots: Iterable[Slot], committed_step: int, now_ns: int, floor_step: int = NO_STEP) -> int | None:
     """The slot that the next snapshot may overwrite, or None: then the snapshot is skipped.
 
     A sealed slot is given up only when a newer step is committed (sealed by every rank): ranks can be a step apart, and
-    without this rule one rank could overwrite the last step that another one still needs. Sealed steps of abandoned
-    timelines are cleared by the sidecar before an attempt starts, so they do not show up here.
+    without this rule one rank could overwrite the last step that another one still needs. The exception are steps that are
+    promised never to be committed: those above the committed one and below the floor. Sealed steps of abandoned timelines
+    are cleared by the sidecar before an attempt starts, so they do not show up here.
     """
     free = [s for s in slots if s.lease_until <= now_ns]
     for slot in free:
-        if slot.state is not SlotState.SEALED:
+        if slot.state is not SlotState.SEALED or committed_step < slot.step < floor_step:
             return slot.index
     old = [s for s in free if s.step < committed_step]
     return min(old, key=lambda s: s.step).index if old else None

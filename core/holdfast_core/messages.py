@@ -137,7 +137,10 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Reached:
-    """A member tells the coordinator that its rank sealed (`memory`) or uploaded a step, or failed to (`error`)."""
+    """A member tells the coordinator that its rank sealed (`memory`) or uploaded a step, or failed to (`error`).
+
+    With level `memory` an error means that the rank had no slot for the step.
+    """
 
     attempt: int
     level: str
@@ -149,7 +152,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Order:
-    """The coordinator to all members. `kind`: committed | persist."""
+    """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`)."""
 
     kind: str
     attempt: int

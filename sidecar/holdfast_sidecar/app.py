@@ -61,7 +61,9 @@ class App:
         self.lifecycle = Lifecycle(config, self.arenas, self.ranks, self.levels, self.metrics, self.changes, records)
         self.lifecycle.make_member = self._make_member
         life = self.lifecycle
-        self.trainers = Trainers(self.arenas, self.ranks, self.metrics, lambda: life.record, life.sealed, life.rank_changed)
+        self.trainers = Trainers(
+            self.arenas, self.ranks, self.metrics, lambda: life.record, life.sealed, life.skipped, life.rank_changed
+        )
         self.states = States(life, self.trainers)
         self.metrics.watch(self.states, self.levels, self.arenas.ranks)
         self._local = LocalSocket(self._socket_path, life.launcher, self.trainers)

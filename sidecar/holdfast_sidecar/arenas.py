@@ -140,6 +140,7 @@ class Arenas:
         file = ArenaFile.create(self.folder / arena.file_name(rank, generation), header, self.attempt)
         if self._files[rank]:
             arena.set_committed(file.buf, max(arena.committed(f.buf) for f in self._files[rank]))
+            arena.set_floor(file.buf, max(arena.floor(f.buf) for f in self._files[rank]))
         self._files[rank] = (*self._files[rank], file)
         self.error = ""
         _log.info("arena of rank %d: %d slots of %d bytes", rank, header.slots, slot_bytes)
@@ -196,6 +197,20 @@ class Arenas:
         self.attempt = attempt
         for file in self._intact():
             arena.set_fence(file.buf, attempt)
+            arena.set_floor(file.buf, NO_STEP)
+
+    def resync(self, step: int) -> None:
+        """Seal nothing below this step; what is not committed below it is free."""
+        for file in self._intact():
+            arena.set_floor(file.buf, step)
+
+    def lasting(self) -> dict[int, tuple[Copy, ...]]:
+        """The snapshots in RAM by rank that may be committed or are: those that the writer may not overwrite at will."""
+        files = list(self._intact())
+        floor = max((arena.floor(f.buf) for f in files), default=NO_STEP)
+        committed = max((arena.committed(f.buf) for f in files), default=NO_STEP)
+        kept = {r: (c for c in copies if not committed < c.step < floor) for r, copies in self.sealed().items()}
+        return {rank: tuple(copies) for rank, copies in kept.items()}
 
     def commit(self, step: int) -> None:
         """A step is sealed by all ranks (NO_STEP: none is). Older slots may be reused, older generations go."""

@@ -227,7 +227,7 @@ class Lifecycle:
 
     def _say_again(self) -> None:
         """A process may have died between publishing a snapshot and telling us."""
-        for rank, copies in self.arenas.sealed().items():
+        for rank, copies in self.arenas.lasting().items():
             for copy in copies:
                 self.sealed(rank, copy)
 
@@ -243,6 +243,12 @@ class Lifecycle:
         if self.member is not None:
             self.member.report(Reached(self.record.attempt, MEMORY, rank, copy))
 
+    def skipped(self, rank: int, step: int) -> None:
+        """A trainer found no slot for a step."""
+        if self.member is not None:
+            copy = Copy(step, self.record.attempt)
+            self.member.report(Reached(self.record.attempt, MEMORY, rank, copy, error="no free slot"))
+
     def ordered(self, order: Order) -> None:
         """The coordinator's word. Runs before the next order is read: see `uploads`."""
         if order.attempt != self.record.attempt:
@@ -253,12 +259,15 @@ class Lifecycle:
             self.arenas.commit(order.copy.step)
             self.record = replace(self.record, committed=order.copy)
             self.changes.touch(urgent=False)
+        elif order.kind == "resync":
+            _log.info("ranks hold different steps: nothing below step %d is sealed, to meet there", order.copy.step)
+            self.arenas.resync(order.copy.step)
         elif order.kind == "committed" and order.level in self.levels and self.coordinator is None:
             self.levels[order.level].set_committed(order.copy)
 
     def _everything(self) -> list[Reached]:
         """What the coordinator has to know about this pod."""
-        sealed = self.arenas.sealed().items()
+        sealed = self.arenas.lasting().items()
         reached = [Reached(self.record.attempt, MEMORY, r, c) for r, copies in sealed for c in copies]
         return [*reached, *self.uploads.results]
 

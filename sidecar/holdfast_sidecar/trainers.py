@@ -28,8 +28,9 @@ from .ranks import Ranks
 from .record import Record
 
 _log = logging.getLogger(__name__)
+NO_SLOT = "no_slot"
 _SKIP_WORDS = (
-    (("no free slot",), "no_slot"),
+    (("no free slot",), NO_SLOT),
     (("fenced", "is over"), "fenced"),
     (("memory.size", "are needed", "no memory"), "too_small"),
     (("sidecar",), "agent"),
@@ -47,10 +48,11 @@ class Trainers:
         metrics: Metrics,
         record: Callable[[], Record],
         sealed: Callable[[int, Copy], None],
+        skipped: Callable[[int, int], None],
         changed: Callable[[bool], None],
     ) -> None:
         self._arenas, self._ranks, self._metrics = arenas, ranks, metrics
-        self._record, self._sealed, self._changed = record, sealed, changed
+        self._record, self._sealed, self._skipped, self._changed = record, sealed, skipped, changed
         self.skipped = 0
         self._last: dict[int, Copy] = {}
         self.stall_seconds = 0.0
@@ -131,7 +133,10 @@ class Trainers:
 
     def _on_skipped(self, message: Skipped) -> None:
         self.skipped += 1
-        self._metrics.count(self._metrics.skipped, str(message.rank), skip_reason(message.reason))
+        reason = skip_reason(message.reason)
+        self._metrics.count(self._metrics.skipped, str(message.rank), reason)
+        if reason == NO_SLOT:
+            self._skipped(message.rank, message.step)
         self._changed(False)
 
 

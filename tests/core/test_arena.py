@@ -120,3 +120,10 @@ def sealed(index: int, step: int, lease: int = 0) -> Slot:
 )
 def test_which_slot_may_be_overwritten(slots, committed, expected, why):
     assert arena.choose_slot(slots, committed, now_ns=10) == expected, why
+
+
+def test_a_slot_below_the_floor_is_free_unless_it_is_the_committed_one():
+    slots = [sealed(0, 4), sealed(1, 6), sealed(2, 9)]
+    assert arena.choose_slot(slots, 4, now_ns=10) is None
+    assert arena.choose_slot(slots, 4, now_ns=10, floor_step=8) == 1
+    assert arena.choose_slot(slots, 4, now_ns=10, floor_step=6) is None

@@ -36,6 +36,19 @@ def test_a_killed_process_resumes_from_memory_and_loses_at_most_one_step():
     assert world.status.phase == "Succeeded"
 
 
+def test_steps_lost_to_one_failure_are_not_counted_again_for_the_next():
+    world = World(job(stores=()), steps=60)
+    world.run_to_step(20)
+    world.delete_pod(0, force=True)  # no store: everything is lost
+    world.run(lambda w: w.status.recoveries == 1)
+    assert world.status.last_recovery.lost_steps == 21
+    world.run_to_step(3)
+    world.kill_rank(0)
+    world.run(lambda w: w.status.recoveries == 2)
+    assert world.status.last_recovery.lost_steps <= 1
+    assert world.status.reached >= 20
+
+
 def test_a_deleted_pod_is_drained_first_and_loses_nothing():
     world = World(job())
     world.run_to_step(12)

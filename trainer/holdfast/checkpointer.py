@@ -153,7 +153,7 @@ class Checkpointer:
         tree[_RNG] = encoder.encode(rng.capture(), _RNG)
         self._plan = plan = capture.make_plan(encoder.specs, tree, self._plan)
         target = self._home.target(plan.slot_bytes)
-        slot = capture.choose(target, self._home.identity)
+        slot = capture.choose(target, self._home.identity, step)
         capture.copy(encoder.leaves, plan, target, slot)
         return target, capture.seal(plan, target, slot, step=step, who=self._home.identity, tree=tree)
 

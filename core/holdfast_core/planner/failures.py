@@ -83,7 +83,7 @@ def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True
     work.set(
         cause=status.cause if keep and status.cause else cause,
         failed_at=status.failed_at if keep else (since if since is not None else work.now),
-        lost_at_step=status.lost_at_step if keep else status.reached,
+        lost_at_step=status.lost_at_step if keep else status.step,
         phase="Recovering" if status.first_step_at is not None else status.phase,
         attempt=status.attempt + 1 if started else status.attempt,
         running_since=None,

@@ -227,7 +227,7 @@ def _can_drain(work: Pass, gone: Mapping[int, Cause]) -> bool:
 
 
 def _start_drain(work: Pass, cause: Cause) -> None:
-    work.set(cause=cause, failed_at=work.now, lost_at_step=work.status.reached)
+    work.set(cause=cause, failed_at=work.now, lost_at_step=work.status.step)
     work.emit(reasons.DRAINING, f"{cause.message}: saving the newest step before it goes", warning=True)
     work.stage("draining", cause.message)
     _drain(work)

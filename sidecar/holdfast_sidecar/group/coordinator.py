@@ -12,7 +12,7 @@ from aiohttp import WSMsgType, web
 from holdfast_core import wire
 from holdfast_core.durable import StepManifest
 from holdfast_core.manifest import CorruptShard
-from holdfast_core.messages import Command, Order, Reached
+from holdfast_core.messages import MEMORY, Command, Order, Reached
 from holdfast_core.timeline import Resume
 
 from ..metrics import Metrics
@@ -127,7 +127,7 @@ class Coordinator:
             except wire.WireError as error:
                 _log.warning("member %d sent nonsense: %s", index, error)
                 break
-            if reached.error:
+            if reached.error and reached.level != MEMORY:
                 self._note(index, reached)
             actions = self.decisions.reached(index, reached, time.monotonic())
             if actions:

@@ -14,6 +14,8 @@ from holdfast_core.durable import Shard
 from holdfast_core.messages import MEMORY, Member, Order, Reached
 from holdfast_core.timeline import Copy, History, is_valid
 
+from .resync import Resync
+
 ABSENT_SECONDS = 10.0  # a member that is away for this long fails the uploads that wait for it
 _UPLOAD_SECONDS = 3600.0
 _BACKOFF_SECONDS = 8.0
@@ -94,6 +96,7 @@ class Decisions:
         self._leasable = max(1, slots - 2)  # the writer needs two more: the committed step, and one to write
         self._sealed: dict[Copy, set[int]] = {}
         self._absent: dict[int, float] = dict.fromkeys(self._ranks, 0.0)
+        self._resync = Resync(self._world)
 
     # --- members come and go
 
@@ -101,6 +104,8 @@ class Decisions:
         """What a member that (re)connects has to know."""
         self._absent.pop(index, None)
         orders = [Order("committed", self.attempt, MEMORY, self.committed)] if self.committed else []
+        if self._resync.floor is not None:
+            orders.append(self._meet_at(self._resync.floor))
         for name, line in self.lines.items():
             if line.committed:
                 orders.append(Order("committed", self.attempt, name, line.committed))
@@ -122,6 +127,9 @@ class Decisions:
         """A rank sealed or uploaded a step, or failed to. Anything that is not of this attempt and pod is ignored."""
         if message.attempt != self.attempt or message.rank not in self._ranks.get(index, ()):
             return []
+        if message.level == MEMORY and message.error:
+            self._resync.skipped(message.rank, message.copy.step, now)
+            return []
         if message.level == MEMORY:
             return self._sealed_by(message.rank, message.copy, now)
         line = self.lines.get(message.level)
@@ -135,11 +143,15 @@ class Decisions:
     def _sealed_by(self, rank: int, copy: Copy, now: float) -> list[Action]:
         if not is_valid(copy, self.history) or (self.committed and copy.step <= self.committed.step):
             return []
+        self._resync.sealed(rank, copy.step)
+        if self._resync.floor is not None and copy.step < self._resync.floor:
+            return []
         self._sealed.setdefault(copy, set()).add(rank)
         if self._sealed[copy] != self._world:
             self._forget_oldest()
             return []
         self.committed = copy
+        self._resync.committed()
         self._sealed = {c: r for c, r in self._sealed.items() if c.step > copy.step}
         for line in self.lines.values():
             if now < line.flush_until:
@@ -192,7 +204,18 @@ class Decisions:
                 self.failed(name, now)
         usable = set(healthy)
         started = (self._start(name, line, now) for name, line in self.lines.items() if name in usable)
-        return [order for order in started if order]
+        return [*self._meet(now), *(order for order in started if order)]
+
+    def _meet(self, now: float) -> list[Order]:
+        """If ranks hold steps that the others lack: where to meet. What they hold below that is never committed."""
+        step = self._resync.meet(now)
+        if step is None:
+            return []
+        self._sealed = {c: r for c, r in self._sealed.items() if c.step >= step}
+        return [self._meet_at(step)]
+
+    def _meet_at(self, step: int) -> Order:
+        return Order("resync", self.attempt, MEMORY, Copy(step, self.attempt))
 
     def _waits_in_vain(self, upload: Upload, now: float) -> bool:
         away = {i for i, since in self._absent.items() if now - max(since, upload.started) > ABSENT_SECONDS}

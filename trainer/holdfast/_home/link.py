@@ -148,8 +148,9 @@ class Link:
     def _drain(self) -> None:
         """Throw away answers that came too late (whole lines only), and notice that the other side hung up."""
         while self._socket is not None:
+            self._socket.setblocking(False)
             try:
-                data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+                data = self._socket.recv(65536)
             except BlockingIOError:
                 break
             except OSError:

@@ -64,11 +64,12 @@ def make_plan(specs: Sequence[LeafSpec], tree: Any, previous: Plan | None) -> Pl
     return Plan(tuple(specs), entries, data_bytes, arena.slot_bytes_for(data_bytes, size + size // 4 + _MANIFEST_SLACK))
 
 
-def choose(target: Mapped, who: Identity) -> int:
+def choose(target: Mapped, who: Identity, step: int) -> int:
     """The slot to write; raises SnapshotSkipped when there is none, or when a newer attempt has taken over."""
     if arena.fence(target.buf) != who.attempt:
         raise SnapshotSkipped(f"fenced: attempt {arena.fence(target.buf)} writes now")
-    slot = arena.choose_slot(target.slots(), arena.committed(target.buf), time.monotonic_ns())
+    committed, floor = arena.committed(target.buf), arena.floor(target.buf)
+    slot = arena.choose_slot(target.slots(), committed, time.monotonic_ns(), floor) if step >= floor else None
     if slot is None:
         raise SnapshotSkipped("no free slot: the kept steps are not yet committed by all ranks, or being uploaded")
     return slot
