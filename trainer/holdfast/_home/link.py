@@ -51,7 +51,7 @@ class Link:
         """Ask and wait for the answer. Raises AgentUnreachable after the time-outs, AgentRefused for an Error."""
         start = time.monotonic()
         while True:
-            if self._connected(now=True):
+            if self._connected(now=True, introduce=not isinstance(message, local.Attach)):
                 answer = self._ask(message, start + timeout)
                 if answer is not None:
                     return answer
@@ -124,14 +124,14 @@ class Link:
         self._in += data
         return bool(data)
 
-    def _connected(self, now: bool = False) -> bool:
+    def _connected(self, now: bool = False, introduce: bool = True) -> bool:
         if self._socket is not None:
             self._drain()
         if self._socket is None and (now or time.monotonic() >= self._next_try):
-            self._connect()
+            self._connect(introduce)
         return self._socket is not None
 
-    def _connect(self) -> None:
+    def _connect(self, introduce: bool) -> None:
         self._next_try = time.monotonic() + _RETRY_SECONDS
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -142,8 +142,10 @@ class Link:
             return
         self._socket = connection
         self._in.clear()
-        self._id += 1
-        self._out = bytearray(local.pack(self._attach, self._id) + (self._newest or b""))
+        self._out.clear()
+        if introduce:
+            self._id += 1
+            self._out += local.pack(self._attach, self._id) + (self._newest or b"")
 
     def _drain(self) -> None:
         """Throw away answers that came too late (whole lines only), and notice that the other side hung up."""
