@@ -25,7 +25,7 @@ from .memory import Budget
 from .slots import ArenaFile, SlotView
 
 _NAME = re.compile(r"^rank-(\d{5,})\.g(\d+)\.arena$")
-_MANIFEST_SLACK = 64 << 10  # bytes; room for the manifests of later steps, so that the trainer need not ask for more
+_MANIFEST_SLACK = 256 << 10  # bytes; room for the manifests of later steps, so that the trainer need not ask for more
 _LEASE_NS = 10 * 10**9
 _log = logging.getLogger(__name__)
 
