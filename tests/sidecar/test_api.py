@@ -62,6 +62,7 @@ def test_commands_are_fenced_and_checked(make_job: MakeJob) -> None:
     assert sidecar.state().attempt == 5
 
 
+@pytest.mark.slow
 def test_the_event_stream_tells_changes_at_once_and_beats_every_second(make_job: MakeJob) -> None:
     job = make_job(pods=1, tls=False)
     connection = job.sidecars[0].connection()
@@ -136,6 +137,7 @@ def test_a_restarted_container_is_no_running_container(make_job: MakeJob) -> Non
     job.begin()
 
 
+@pytest.mark.slow
 def test_a_container_that_does_not_come_back_loses_its_ranks(make_job: MakeJob) -> None:
     job = make_job(pods=1, tls=False)
     job.begin()

@@ -21,6 +21,8 @@ from holdfast_core.timeline import Copy
 from .conftest import MakeJob, S3Server
 from .harness import UID, Job, Sidecar, content, eventually, flip, free_port, map_file, read_content
 
+pytestmark = pytest.mark.slow
+
 
 def pvc(folder: Path, **more: object) -> StoreConfig:
     return StoreConfig("pvc", f"file://{folder}/pvc", **({"every_steps": 1} | more))  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from .harness import UID, content, seal_content
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["file", pytest.param("s3", marks=[pytest.mark.s3, pytest.mark.slow])])
 def store(request: pytest.FixtureRequest, folder: Path) -> Store:
     if request.param == "file":
         return make_store(StoreConfig("pvc", f"file://{folder}/deep/pvc"), {})
@@ -335,6 +335,7 @@ def test_urls_that_are_no_store(url: str) -> None:
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_s3_in_trouble_says_what_to_do(s3_server: S3Server) -> None:
     def opened(bucket: str = "holdfast", **changes: str) -> Store:
         return make_store(StoreConfig("s3", f"s3://{bucket}/p", env_prefix="S_"), s3_server.environment("S_") | changes)
