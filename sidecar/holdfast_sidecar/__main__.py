@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 
@@ -11,6 +10,7 @@ from holdfast_core import wire
 from holdfast_core.config import CONFIG_ENV, SidecarConfig
 
 from .app import App
+from .logs import log_to_stderr
 from .tls import TlsError
 
 
@@ -22,7 +22,7 @@ def main() -> None:
         _give_up(f"{CONFIG_ENV} is not set: the operator or `holdfast run` starts the sidecar")
     except wire.WireError as error:
         _give_up(f"{CONFIG_ENV}: {error}")
-    log_to_stderr(config)
+    log_to_stderr(config.namespace, config.job, config.pod)
     try:
         asyncio.run(_run(config))
     except (OSError, TlsError) as error:
@@ -33,16 +33,6 @@ def main() -> None:
 
 async def _run(config: SidecarConfig) -> None:
     await App(config).run()
-
-
-def log_to_stderr(config: SidecarConfig) -> None:
-    """One line each: time, level, job and pod, text."""
-    where = f"{config.namespace}/{config.job} {config.pod}".replace("%", "%%")
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s %(levelname)s {where}: %(message)s", force=True
-    )
-    for noisy in ("aiohttp", "asyncio", "botocore", "aiobotocore", "s3fs", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def _give_up(message: str) -> None:

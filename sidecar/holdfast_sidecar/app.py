@@ -30,6 +30,7 @@ from .group.member import Member
 from .injection import InjectionError, inject
 from .lifecycle import Lifecycle
 from .local_socket import LocalSocket, require_short
+from .logs import WHERE
 from .metrics import Metrics
 from .ranks import Ranks
 from .record import FINISHED, IDLE, RecordFile
@@ -60,6 +61,7 @@ class App:
         records = RecordFile(self._run_dir / "state.json")
         self.lifecycle = Lifecycle(config, self.arenas, self.ranks, self.levels, self.metrics, self.changes, records)
         self.lifecycle.make_member = self._make_member
+        WHERE.attempt = lambda: self.lifecycle.record.attempt
         life = self.lifecycle
         self.trainers = Trainers(
             self.arenas, self.ranks, self.metrics, lambda: life.record, life.sealed, life.skipped, life.rank_changed

@@ -131,6 +131,8 @@ class Lifecycle:
             self.coordinator = None
         self.uploads.cancel_all()
         self.ranks.reset()
+        for level in self.levels.values():
+            level.forget_void(command.history)
         source = command.source
         kept = Copy(source.step, source.attempt) if source and source.level == MEMORY else None
         self.record = Record(self.config.job_uid, command.attempt, phases.PREPARING, command, kept)

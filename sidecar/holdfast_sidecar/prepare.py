@@ -56,7 +56,7 @@ class Preparation:
             self._require_intact(command.source)
         await asyncio.to_thread(self._make_room, command)
         if command.source is not None:
-            await self._load(command.source)
+            await self._load(command.source, command.attempt)
         self.arenas.commit(command.source.step if command.source else NO_STEP)
 
     def _require_intact(self, source: Source) -> None:
@@ -76,15 +76,15 @@ class Preparation:
         except (ArenaError, OSError) as error:
             raise PrepareFailed(str(error)) from error
 
-    async def _load(self, source: Source) -> None:
-        ranks = [asyncio.create_task(self._load_rank(rank, source)) for rank in self.arenas.ranks]
+    async def _load(self, source: Source, attempt: int) -> None:
+        ranks = [asyncio.create_task(self._load_rank(rank, source, attempt)) for rank in self.arenas.ranks]
         try:
             await asyncio.gather(*ranks)
         finally:
             for task in ranks:
                 task.cancel()
 
-    async def _load_rank(self, rank: int, source: Source) -> None:
+    async def _load_rank(self, rank: int, source: Source, attempt: int) -> None:
         copy = Copy(source.step, source.attempt)
         try:
             if source.level == MEMORY:
@@ -92,7 +92,7 @@ class Preparation:
             elif (found := await asyncio.to_thread(self._verified_in_memory, rank, copy)) is not None:
                 nbytes = found  # this pod still has what the others have to fetch
             else:
-                nbytes = await self._fetch(rank, copy, source)
+                nbytes = await self._fetch(rank, copy, source, attempt)
         except NoMemory as error:
             raise PrepareFailed(str(error)) from error  # any source would meet the same
         except (ArenaError, CorruptShard, StoreError) as error:
@@ -115,14 +115,13 @@ class Preparation:
             _log.warning("rank %d: step %d in memory can't be used: %s", rank, copy.step, error)
             return None
 
-    async def _fetch(self, rank: int, copy: Copy, source: Source) -> int:
+    async def _fetch(self, rank: int, copy: Copy, source: Source, attempt: int) -> int:
         level = self.levels.get(source.level)
         if level is None:
             raise StoreError(f"there is no store of the name {source.level!r}")
-        return await level.call(lambda steps, pulse: self._fetch_blocking(steps, pulse, rank, copy))
+        return await level.call(lambda steps, pulse: self._fetch_blocking(steps, pulse, rank, copy, attempt))
 
-    def _fetch_blocking(self, steps: Steps, pulse: Pulse, rank: int, copy: Copy) -> int:
-        attempt = self.arenas.attempt
+    def _fetch_blocking(self, steps: Steps, pulse: Pulse, rank: int, copy: Copy, attempt: int) -> int:
         target: list[tuple[arena.ArenaHeader, memoryview, int]] = []
 
         def allocate(manifest: SlotManifest) -> memoryview:

@@ -65,7 +65,8 @@ class FileStore:
                 entries = list(os.scandir(self.root / folder))
             except FileNotFoundError:
                 return {}
-            return dict(_entry(e) for e in entries)
+            found = (_entry(e) for e in entries)
+            return {name: size for name, size in found if size is not None}
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store`."""
@@ -136,10 +137,13 @@ class _FileReader:
             return self._file.read(size)
 
 
-def _entry(entry: os.DirEntry[str]) -> tuple[str, int]:
+def _entry(entry: os.DirEntry[str]) -> tuple[str, int | None]:
     if entry.is_dir(follow_symlinks=False):
         return entry.name, -1
-    return entry.name, entry.stat(follow_symlinks=False).st_size
+    try:
+        return entry.name, entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:  # deleted meanwhile
+        return entry.name, None
 
 
 def _write_synced(path: Path, chunks: Iterable[Chunk]) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from holdfast_core.config import StoreConfig
 from holdfast_core.messages import StoreInventory, StoreState
-from holdfast_core.timeline import Copy, History, merge, valid
+from holdfast_core.timeline import Copy, History, is_valid, merge, valid
 
 from .base import Store, StoreError
 from .lane import Lane, Pulse
@@ -145,6 +145,11 @@ class Level:
         if seconds is not None:
             self.seconds, self._others_error = seconds, ""
         self.changed()
+
+    def forget_void(self, history: History) -> None:
+        """A new attempt resumed below what was the newest step here."""
+        if self.committed is not None and not is_valid(self.committed, history):
+            self.committed = None
 
     async def inventory(self) -> StoreInventory:
         """What the store holds; an error is part of the answer."""

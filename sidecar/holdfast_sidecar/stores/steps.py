@@ -161,13 +161,14 @@ class Steps:
         leftovers = [c for c in partial if c.step < committed.step and c.attempt <= attempt]
         for copy in (*surplus, *leftovers):
             self.store.delete(durable.step_dir(copy))
-        self._sweep(durable.step_dir(committed))
+        for folder in ("", durable.step_dir(committed)):
+            self._sweep(folder)
         return surplus
 
     def _sweep(self, folder: str) -> None:
         for name in self.store.listing(folder):
             if name.startswith(".") and name.endswith(TEMPORARY) and "/" not in name:
-                self.store.delete(f"{folder}/{name}")
+                self.store.delete(f"{folder}/{name}".lstrip("/"))
 
 
 _OTHER_JOB = "another job uses this path, or the store was unreachable when this one started: give the store another path"
