@@ -71,7 +71,18 @@ def install(cluster: Cluster, images: dict[str, str], release: Release, *, extra
     sets = [word for value in (*values, *extra) for word in ("--set", value)]
     chart = str(ROOT / "charts" / "holdfast")
     words = ["install", release.name, chart, "-n", release.namespace, "--create-namespace"]
-    cluster.helm(*words, "--take-ownership", "--wait", "--timeout", "120s", *sets, seconds=150)
+    try:
+        cluster.helm(*words, "--take-ownership", "--wait", "--timeout", "120s", *sets, seconds=150)
+    except DemoError as error:
+        raise DemoError(f"{error}; the operator says: {_last_words(cluster, release)}") from None
+
+
+def _last_words(cluster: Cluster, release: Release) -> str:
+    """The end of the log of an operator that does not start."""
+    for pod in operators(cluster, release):
+        lines = cluster.kube.logs(release.namespace, pod["metadata"]["name"], "operator", tail=3).splitlines()
+        return " | ".join(lines)
+    return "nothing, it has no pod"
 
 
 def uninstall(cluster: Cluster, release: Release) -> None:

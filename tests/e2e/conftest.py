@@ -11,8 +11,9 @@ import pytest
 from holdfast_demo import diagnose, setting
 from holdfast_demo.clusters import Cluster
 from holdfast_demo.faults import Scene
+from holdfast_demo.jobs import Job
 
-from .site import BUILD, Say, Shared, Site, make_site
+from .site import BUILD, Say, Shared, Site, make_site, plan_site
 
 LIMIT = 900  # seconds for one test with its set-up; each wait in it has a bound of its own
 
@@ -43,15 +44,20 @@ def site(cluster: Cluster) -> Iterator[Site]:
     """Operator and namespace."""
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
-    made = make_site(cluster)
-    yield made
-    for job in list(made.jobs):
-        job.close()
-        job.delete()
-    cluster.storage("on")
-    cluster.storage("free")
-    setting.drop_namespace(cluster, made.namespace, 120)
-    setting.uninstall(cluster, made.release)
+    namespace, release = plan_site()
+    jobs: list[Job] = []
+    try:
+        made = make_site(cluster, namespace, release)
+        jobs = made.jobs
+        yield made
+    finally:
+        for job in list(jobs):
+            job.close()
+            job.delete()
+        cluster.storage("on")
+        cluster.storage("free")
+        setting.drop_namespace(cluster, namespace, 120)
+        setting.uninstall(cluster, release)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from holdfast_demo import faults, measure, setting
+from holdfast_demo import measure, processes, setting
 from holdfast_demo.clusters import Cluster
 from holdfast_demo.commands import ROOT
 from holdfast_demo.errors import DemoError
@@ -88,10 +88,14 @@ def _state() -> Path:
     return paths_from_environment().state
 
 
-def make_site(cluster: Cluster) -> Site:
-    """Images, an operator that watches one new namespace, and that namespace."""
+def plan_site() -> tuple[str, Release]:
+    """A new namespace's name, and an operator that watches only that."""
     namespace = f"holdfast-e2e-{secrets.token_hex(2)}"
-    release = Release("holdfast", "holdfast-e2e-system", watch=(namespace,))
+    return namespace, Release("holdfast", "holdfast-e2e-system", watch=(namespace,))
+
+
+def make_site(cluster: Cluster, namespace: str, release: Release) -> Site:
+    """Images, namespace, operator."""
     for name in ("operator", "sidecar"):
         setting.build_image(cluster, name)
     workspace = setting.make_workspace(cluster, namespace, "e2e")
@@ -162,9 +166,4 @@ def restarts(scene: Scene) -> Object:
 
 def trainer_pids(scene: Scene, ranks: int = 3) -> list[int]:
     """Pids of all trainer processes on this machine, by rank."""
-    from holdfast_demo import processes
-
     return [processes.find_trainer(processes.container_id(scene.job.need_pod(r), "trainer"), r) for r in range(ranks)]
-
-
-__all__ = ["BUILD", "Shared", "Site", "faults", "make_site", "recovery", "restarts", "trainer_pids", "weights"]
