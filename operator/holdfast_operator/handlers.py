@@ -7,7 +7,9 @@ deleted in between is not told. So each reconciler also lists its own pods and r
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any, cast
 
 import kopf
@@ -94,6 +96,13 @@ def registry(manager: Manager, configuration: Any) -> kopf.OperatorRegistry:
     return handlers
 
 
+class Patience:
+    """Seconds between tries of a watch, without end: an API server that is away for an hour is no reason to give up."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0, 2.0), itertools.repeat(4.0))
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """kopf without what it keeps in objects, with bounded waits."""
     chosen = kopf.OperatorSettings()
@@ -102,6 +111,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     chosen.peering.standalone = True
     chosen.networking.connect_timeout = 3
     chosen.networking.request_timeout = 15
+    chosen.networking.error_backoffs = Patience()
     chosen.watching.server_timeout = 240
     chosen.watching.client_timeout = 300
     chosen.watching.inactivity_timeout = 75

@@ -12,7 +12,7 @@ from typing import Any
 from fake_api import FakeApi
 from fake_sidecar import FakeSidecar
 from holdfast_core.messages import AgentState, RankState
-from holdfast_operator import certificates, objects, status
+from holdfast_operator import apply, certificates, keeper, objects, status
 from holdfast_operator.api import ApiError
 from holdfast_operator.events import EventPoster
 from holdfast_operator.metrics import Metrics
@@ -214,7 +214,9 @@ def test_somebody_elses_write_is_noticed_before_acting(tmp_path):
     run(tmp_path, story)
 
 
-def test_progress_alone_is_written_now_and_then(tmp_path):
+def test_progress_alone_is_written_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "_SLOW", 2.0)
+
     async def story(bench: Bench) -> None:
         await running(bench)
         await until(lambda: bench.status.get("step") == 3)
@@ -228,7 +230,9 @@ def test_progress_alone_is_written_now_and_then(tmp_path):
     run(tmp_path, story)
 
 
-def test_a_refused_pod_is_a_condition_and_heals(tmp_path):
+def test_a_refused_pod_is_a_condition_and_heals(tmp_path, monkeypatch):
+    monkeypatch.setattr(apply, "_FIRST", 0.2)
+
     async def story(bench: Bench) -> None:
         def quota(method: str, path: str) -> None:
             if (method, path) == ("POST", PODS):
