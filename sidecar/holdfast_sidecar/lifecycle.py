@@ -268,9 +268,10 @@ class Lifecycle:
             self.levels[order.level].set_committed(order.copy)
 
     def _everything(self) -> list[Reached]:
-        """What the coordinator has to know about this pod."""
+        """What the coordinator has to know about this pod; newest first, so that no older step goes to a store on the way."""
         sealed = self.arenas.lasting().items()
-        reached = [Reached(self.record.attempt, MEMORY, r, c) for r, copies in sealed for c in copies]
+        pairs = sorted(((c, r) for r, copies in sealed for c in copies), reverse=True)
+        reached = [Reached(self.record.attempt, MEMORY, rank, copy) for copy, rank in pairs]
         return [*reached, *self.uploads.results]
 
     # --- the group
