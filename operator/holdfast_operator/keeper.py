@@ -31,7 +31,7 @@ class Keeper:
         self.record = Record()
         self._own: deque[str] = deque(maxlen=64)  # versions of our own writes
         self._announced: str | None = None
-        self._stale = True
+        self._stale, self._readable = True, False
         self._written_at = -1e9
 
     def announce(self, version: str) -> None:
@@ -45,7 +45,7 @@ class Keeper:
     async def load(self) -> None:
         """Have the present object and record; raises Gone, ApiError, or wire.WireError for an unreadable status."""
         known = self._announced is None or self._announced in self._own
-        if known and not self._stale:
+        if known and not self._stale and self._readable:
             return
         try:
             body = await self._api.get(self._path)
@@ -57,8 +57,10 @@ class Keeper:
             raise Gone
         mine = body.get("status") == self.body.get("status") and bool(self.body)
         self._take(body)
-        if not mine:
+        if not mine or not self._readable:
+            self._readable = False
             self.record = status.restore(body.get("status") or {})
+            self._readable = True
 
     async def save(self, record: Record, document: Mapping[str, Any], now: float) -> None:
         """Write the status if it must be written now; raises ApiError (409: somebody was faster)."""

@@ -104,7 +104,7 @@ class Reconciler:
     def _failed(self, error: Exception, failures: int) -> float:
         if isinstance(error, ApiError) and error.code == 409:
             log.info("%s/%s: changed by somebody else, looking again", self.namespace, self.name)
-            return _GAP
+            return float(min(1.0, _GAP * 2 ** min(failures - 1, 10)))
         self._services.metrics.reconcile_errors.inc()
         level = logging.DEBUG if str(error) == self._trouble else logging.WARNING
         self._trouble = str(error)
@@ -122,6 +122,11 @@ class Reconciler:
                 return 5.0
             except WireError as error:
                 return await self._refuse(Problem("StatusUnreadable", f"{error}: restore the status, or delete the job"))
+            except ApiError as error:
+                if error.code not in (400, 403, 422):
+                    raise
+                await self._refuse(Problem("Rejected", f"the API server refuses what the job needs: {error.message}"))
+                return 5.0
 
     async def _pass(self) -> float:
         """One pass. Raises Gone, SpecError, NameTakenError, WireError, ApiError. Returns when to look again (seconds)."""

@@ -377,3 +377,44 @@ def test_a_corrected_spec_replaces_only_pods_that_can_not_come_up(tmp_path):
         assert second in bench.pods()
 
     run(tmp_path, story)
+
+
+def test_a_spoilt_status_stops_everything_until_it_is_restored(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        good = bench.status
+        bench.change(bench.api.objects[JOB] | {"status": good | {"internal": '{"planner": {"attempt": "x"}}'}})
+        await until(lambda: bench.condition("Accepted").get("reason") == "StatusUnreadable")
+        for sidecar in bench.sidecars.values():  # a death that would call for a new attempt
+            dead = RankState(sidecar.state.index, "exited", signal=9, step=3)
+            await sidecar.say(dataclasses.replace(sidecar.state, ranks=(dead,)))
+        passes = bench.metrics.registry.get_sample_value("holdfast_reconcile_seconds_count")
+        bench.reconciler.wake()
+        await until(lambda: bench.metrics.registry.get_sample_value("holdfast_reconcile_seconds_count") > passes)
+        assert "internal" in bench.status
+        assert bench.condition("Accepted")["reason"] == "StatusUnreadable"
+        assert {c.attempt for s in bench.sidecars.values() for c in s.commands} == {1}
+        bench.change(bench.api.objects[JOB] | {"status": good})
+        await until(lambda: bench.status.get("attempt") == 2)
+
+    run(tmp_path, story)
+
+
+def test_a_forbidden_secret_is_a_condition_and_heals(tmp_path):
+    async def story(bench: Bench) -> None:
+        await bench.kill()
+
+        def quota(method: str, path: str) -> None:
+            if method == "POST" and path.endswith("/secrets"):
+                raise ApiError(403, "Forbidden", "exceeded quota: secrets")
+
+        bench.api.refusals.append(quota)
+        bench.api.objects.pop(SECRET, None)
+        bench.start()
+        await until(lambda: bench.condition("Accepted").get("reason") == "Rejected")
+        assert "exceeded quota: secrets" in bench.status["message"]
+        bench.api.refusals.clear()
+        bench.reconciler.wake()
+        await until(lambda: len(bench.pods()) == 2)
+
+    run(tmp_path, story)
