@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from typing import Any
 
@@ -25,7 +24,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, float):
-        return struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))
+        return struct.pack("d", a) == struct.pack("d", b)
+    if isinstance(a, complex):
+        return struct.pack("dd", a.real, a.imag) == struct.pack("dd", b.real, b.imag)
     if isinstance(a, numpy.ndarray | numpy.generic):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     return bool(a == b)

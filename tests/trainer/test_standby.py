@@ -86,6 +86,10 @@ class Warm:
         self.sidecar.close()
         assert code == 0, self.log()
 
+    @property
+    def standby(self) -> str:
+        return self.sidecar.hello.standby
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
@@ -148,6 +152,10 @@ def test_exits_of_forked_ranks_are_told_precisely(
     if arguments == ["raise"]:
         assert process.log_tail[-1] == "ValueError: told you"
         assert "standby" not in "".join(process.log_tail)
+
+
+def test_the_sidecar_is_told_that_it_is_ready(warm: Warm) -> None:
+    warm.sidecar.wait(lambda: warm.standby == "ready")
 
 
 def test_threads_and_exit_handlers_run_to_their_end(warm: Warm) -> None:

@@ -85,6 +85,15 @@ def test_the_conversation_of_a_good_run(agent: Agent) -> None:
     assert all(m.stall_seconds > 0 and m.nbytes > 40 for m in sealed)  # type: ignore[union-attr]
 
 
+def test_a_loop_of_the_users_own_reports_progress_too(agent: Agent) -> None:
+    ckpt = holdfast.Checkpointer(x=torch.zeros(10))
+    ckpt.restore()
+    ckpt.snapshot(0, loss=torch.tensor(float("nan"), requires_grad=True))
+    ckpt.snapshot(1, loss="no number")
+    ckpt.close()
+    assert agent.heard(local.Progress, 2) == [local.Progress(1, ATTEMPT, 0), local.Progress(1, ATTEMPT, 1)]
+
+
 def test_it_restores_what_the_sidecar_points_at(agent: Agent) -> None:
     x = torch.arange(10)
     ckpt = holdfast.Checkpointer(x=x)

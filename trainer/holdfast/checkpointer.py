@@ -6,6 +6,7 @@ local directory). Nothing in here may stop training: a snapshot that cannot be t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,7 @@ class Checkpointer:
         self._plan: capture.Plan | None = None
         self._restored_step: int | None = None
         self._loss: float | None = None
+        self._in_steps = False
         self._once = Once()
 
     def __getitem__(self, name: str) -> Any:
@@ -77,12 +79,14 @@ class Checkpointer:
         first = self.restore() + 1
         if first >= total:
             note(f"step {first - 1} is already done, and {total} steps were asked for: nothing is left to do")
+        self._in_steps = True
         try:
             for step in range(first, total):
                 self._loss = None
                 yield step
                 self._home.progress(step, self._loss)
         finally:
+            self._in_steps = False
             self.close()
 
     def restore(self) -> int:
@@ -133,19 +137,29 @@ class Checkpointer:
         Raises UnsupportedValue (a TypeError) in the first call if something given to the Checkpointer cannot be stored.
         """
         start = time.monotonic()
+        self._loss = _number(loss)
+        problem = self._try(step, start)
+        if problem:
+            self._once.note(problem.partition(":")[0], f"no snapshot of step {step}: {problem}")
+            self._home.skipped(step, problem)
+        if not self._in_steps:
+            self._home.progress(step, self._loss)  # a loop of the user's own: nobody else tells
+        return not problem
+
+    def _try(self, step: int, start: float) -> str:
+        """Why there is no snapshot of this step; empty if there is one."""
         try:
-            self._loss = _number(loss)
             target, written = self._capture(step)
             self._home.sealed(target, written, step, time.monotonic() - start)
         except UnsupportedValue as error:
             if self._plan is None:
                 raise
-            return self._skip(step, str(error))
+            return str(error)
         except SnapshotSkipped as error:
-            return self._skip(step, str(error))
+            return str(error)
         except Exception as error:  # noqa: BLE001 - a failed save must never end training (promise I5)
-            return self._skip(step, f"{type(error).__name__}: {error}")
-        return True
+            return f"{type(error).__name__}: {error}"
+        return ""
 
     def _capture(self, step: int) -> tuple[Mapped, capture.Written]:
         encoder = codec.Encoder()
@@ -157,11 +171,6 @@ class Checkpointer:
         capture.copy(encoder.leaves, plan, target, slot)
         return target, capture.seal(plan, target, slot, step=step, who=self._home.identity, tree=tree)
 
-    def _skip(self, step: int, reason: str) -> bool:
-        self._once.note(reason.partition(":")[0], f"no snapshot of step {step}: {reason}")
-        self._home.skipped(step, reason)
-        return False
-
     def close(self) -> None:
         """Say what is left to say to the sidecar. Called at the end of `steps`; takes a second at most."""
         self._home.close()
@@ -170,6 +179,7 @@ class Checkpointer:
 def _number(loss: Any) -> float | None:
     """The loss for the status; what is no number is left out: it only informs."""
     try:
-        return None if loss is None else float(getattr(loss, "detach", lambda: loss)())
+        number = float(getattr(loss, "detach", lambda: loss)())
     except (TypeError, ValueError, RuntimeError):
         return None
+    return number if math.isfinite(number) else None  # JSON has no NaN

@@ -13,6 +13,8 @@ from .base import Home
 def open_home(environ: Mapping[str, str] = os.environ) -> Home:
     """The home that the environment asks for: `HOLDFAST_SOCKET` names a sidecar's socket, else `HOLDFAST_DIR` a directory."""
     rank, world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ValueError(f"RANK is {rank} and WORLD_SIZE is {world_size}: the launcher that set them is at fault")
     if environ.get("HOLDFAST_SOCKET"):
         from .agent import AgentHome
 

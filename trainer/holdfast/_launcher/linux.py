@@ -51,6 +51,17 @@ def thread_names() -> list[str]:
     return sorted(p.read_text().strip() for p in Path("/proc/self/task").glob("*/comm"))
 
 
+def holds_gpu() -> bool:
+    """Whether this process has opened a GPU: CUDA does not survive a fork."""
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(fd).startswith(("/dev/nvidia", "/dev/kfd")):
+                return True
+        except OSError:
+            continue  # the one that lists this folder
+    return False
+
+
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         code = ctypes.get_errno()

@@ -75,9 +75,9 @@ def _serve(control: socket.socket) -> Job:
         if not data:
             os._exit(0)  # the launcher is gone
         job = Job(**json.loads(data))
-        threads = linux.thread_names()
-        if len(threads) > 1:
-            answer: dict[str, Any] = {"error": f"threads are running: {', '.join(threads)}"}
+        problem = _unfit()
+        if problem:
+            answer: dict[str, Any] = {"error": problem}
         else:
             pid = _fork(job, fds)
             if pid == 0:
@@ -86,6 +86,14 @@ def _serve(control: socket.socket) -> Job:
         for fd in fds:
             os.close(fd)
         control.send(json.dumps(answer).encode())
+
+
+def _unfit() -> str:
+    """Why this process must not be forked any more."""
+    threads = linux.thread_names()
+    if len(threads) > 1:
+        return f"threads are running: {', '.join(threads)}"
+    return "a preloaded module has opened a GPU" if linux.holds_gpu() else ""
 
 
 def _fork(job: Job, fds: list[int]) -> int:

@@ -41,6 +41,15 @@ async def _run(command: Sequence[str]) -> int:
     return await Supervisor(command, asyncio.get_running_loop()).main()
 
 
+def _grace() -> float:
+    text = os.environ.get("HOLDFAST_GRACE_SECONDS", "")
+    try:
+        return max(0.0, float(text or DEFAULT_GRACE))
+    except ValueError:
+        note(f"HOLDFAST_GRACE_SECONDS={text!r} is not a number of seconds: taking {DEFAULT_GRACE:.0f}")
+        return DEFAULT_GRACE
+
+
 class Supervisor:
     """See the module."""
 
@@ -48,10 +57,11 @@ class Supervisor:
         self._command = command
         self._loop = loop
         self._console = Console(loop)
-        self._standby = Standby(loop, self._console, commands.parse(command, os.environ.get("PATH")))
         path = os.environ.get("HOLDFAST_SOCKET") or os.path.join(SHARED_DIR, SOCKET)
         os.environ.setdefault("HOLDFAST_SOCKET", path)
         self._sidecar = Sidecar(path, self.hello, self.obey)
+        parsed = commands.parse(command, os.environ.get("PATH"))
+        self._standby = Standby(loop, self._console, parsed, self._sidecar.changed)
         self._attempt = 0  # of the processes below
         self._barred = 0  # no attempt up to this one is started any more
         self._ranks: list[RankProcess] = []
@@ -203,8 +213,7 @@ class Supervisor:
             return
         note(f"{signal.Signals(number).name}: stopping")
         self._barred = _ALL_ATTEMPTS
-        grace = float(os.environ.get("HOLDFAST_GRACE_SECONDS", DEFAULT_GRACE))
-        self._start(self._finish(128 + number, grace))
+        self._start(self._finish(128 + number, _grace()))
 
     async def _finish(self, code: int, grace: float) -> None:
         self._barred = _ALL_ATTEMPTS

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,10 +31,17 @@ class NoStandby(Exception):
 class Standby:
     """At most one standby process at a time, started again after it died."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, console: Console, command: PythonCommand | str) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        console: Console,
+        command: PythonCommand | str,
+        changed: Callable[[], None],
+    ) -> None:
         self._loop = loop
         self._console = console
         self._command = command
+        self._changed = changed
         self._control: socket.socket | None = None
         self._settled = asyncio.Event()  # it is ready, or will never be
         self._ready = False
@@ -75,6 +82,7 @@ class Standby:
             note(f"warm standby is ready after {answer['ready']:.1f} s")
             self._ready = True
             self._settled.set()
+            self._changed()
 
     def ended(self) -> None:
         """Its process is gone: once it was ready another one is worth trying, else imports fail and the script will say why."""
