@@ -1,24 +1,37 @@
-"""Reaches into a pod's shared memory from outside, to spoil what lies there."""
+"""Reaches into a pod's shared memory from outside, to see and to spoil what lies there."""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from holdfast_core import arena
+from holdfast_core.arena import ArenaHeader, Slot, SlotState
 
 
-def spoil(pid: int, rank: int) -> int:
-    """Flip one bit in the data of the newest sealed snapshot of a rank; the snapshot's step.
+def sealed(pid: int, rank: int) -> set[int]:
+    """Steps that a rank has sealed. `pid`: any process of a container of its pod."""
+    with _arena(pid, rank) as (whole, header):
+        return {slot.step for slot in _sealed(whole, header)}
 
-    `pid`: any process of a container of the pod. Raises StopIteration if the rank has no arena.
-    """
+
+def spoil(pid: int, rank: int, step: int) -> None:
+    """Flip one bit in the data of a sealed step."""
+    with _arena(pid, rank) as (whole, header):
+        slot = next(s for s in _sealed(whole, header) if s.step == step)
+        whole[header.region(slot.index) + slot.data_bytes // 2] ^= 0x10
+
+
+def _sealed(whole: memoryview, header: ArenaHeader) -> list[Slot]:
+    slots = (arena.read_slot(whole, i) for i in range(header.slots))
+    return [s for s in slots if s.state is SlotState.SEALED]
+
+
+@contextmanager
+def _arena(pid: int, rank: int) -> Iterator[tuple[memoryview, ArenaHeader]]:
     folder = Path(f"/proc/{pid}/root/holdfast/shared/arena")
     path = max(folder.glob(f"rank-{rank:05d}.g*.arena"), key=lambda p: p.stat().st_mtime)
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped, memoryview(mapped) as whole:
-        header = arena.read_header(whole)
-        slots = [arena.read_slot(whole, i) for i in range(header.slots)]
-        slot = max((s for s in slots if s.state is arena.SlotState.SEALED), key=lambda s: s.step)
-        at = header.region(slot.index) + slot.data_bytes // 2
-        whole[at] ^= 0x10
-        return slot.step
+        yield whole, arena.read_header(whole)

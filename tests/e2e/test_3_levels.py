@@ -15,7 +15,7 @@ from holdfast_demo.faults import Scene
 from holdfast_demo.waiting import wait_for
 
 from .copies import committed, flip, newest, shard, truncate
-from .memory import spoil
+from .memory import sealed, spoil
 from .site import Say, Shared, Site, recovery, trainer_pids
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -37,25 +37,24 @@ def _frozen(scene: Scene) -> Iterator[list[int]]:
                 continue
 
 
-def _settled(site: Site, scene: Scene) -> int:
-    """Wait until both stores hold the same newest step; the step."""
+def _settled(site: Site, scene: Scene, pids: list[int]) -> int:
+    """Wait until both stores hold the newest step that all (frozen) ranks have in memory; that step."""
     pvc, s3 = site.pvc_folder(scene), site.s3_folder(scene)
+    step = max(set.intersection(*(sealed(pid, rank) for rank, pid in enumerate(pids))))
 
-    def same() -> bool:
-        return newest(pvc).step == newest(s3).step >= 0 and scene.job.checkpoint("pvc") == newest(pvc).step
+    def saved() -> bool:
+        return newest(pvc).step == newest(s3).step == scene.job.checkpoint("pvc") == scene.job.checkpoint("s3") == step
 
-    wait_for(same, 60, "both stores to hold the newest step", seen=lambda: (newest(pvc), newest(s3), scene.job.brief()))
-    return newest(pvc).step
+    wait_for(saved, 60, f"step {step} in both stores", seen=lambda: (newest(pvc), newest(s3), scene.job.brief()))
+    return step
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_bit_flipped_in_memory_is_found_and_the_next_level_serves(training: Scene, site: Site, say: Say, rank: int) -> None:
     """I2. The newest step is in memory, on the PVC and in S3; the one in memory is no longer what was captured."""
     with _frozen(training) as pids:
-        step = _settled(site, training)
-        pid = processes.main_pid(processes.container_id(training.job.need_pod(rank), faults.SIDECAR))
-        spoilt = spoil(pid, rank)
-        assert spoilt == step, f"memory holds step {spoilt}, the stores {step}"
+        step = _settled(site, training, pids)
+        spoil(pids[rank], rank, step)
         before = measure.look(training.job)
         at = processes.kill(pids[rank], signal.SIGKILL)
     outcome = recovery(training, say, f"bit flipped in memory of rank {rank}, then SIGKILL", before, at, 90)
@@ -69,8 +68,8 @@ def test_a_bit_flipped_in_memory_is_found_and_the_next_level_serves(training: Sc
 def test_a_corrupt_shard_on_the_pvc_is_found_and_s3_serves(
     training: Scene, site: Site, say: Say, harm: Callable[[Path], None], rank: int
 ) -> None:
-    with _frozen(training):
-        step = _settled(site, training)
+    with _frozen(training) as pids:
+        step = _settled(site, training, pids)
         pvc = site.pvc_folder(training)
         harm(shard(pvc, newest(pvc), rank))
         before = measure.look(training.job)
@@ -81,8 +80,8 @@ def test_a_corrupt_shard_on_the_pvc_is_found_and_s3_serves(
 
 
 def test_corrupt_everywhere_goes_back_to_an_older_step(training: Scene, site: Site, say: Say) -> None:
-    with _frozen(training):
-        _settled(site, training)
+    with _frozen(training) as pids:
+        _settled(site, training, pids)
         pvc, s3 = site.pvc_folder(training), site.s3_folder(training)
         flip(shard(pvc, newest(pvc), 1))
         truncate(shard(s3, newest(s3), 0))
