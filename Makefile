@@ -13,7 +13,7 @@ test: ## every test, the end-to-end ones on a real cluster (root; first time abo
 
 test-fast: ## what needs neither cluster nor root (under a minute once set up)
 	@scripts/setup
-	@.venv/bin/python -m pytest -q -m "not cluster"
+	@.venv/bin/python -m pytest -q -m "not cluster and not slow"
 
 lint: setup ## ruff, mypy strict, import layers
 	@mkdir -p build && scripts/lint

@@ -22,10 +22,6 @@ from .harness import UID, Job, Pod, Sidecar, eventually, free_port
 from .zygote import Zygote
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: real processes and waits; `-m 'not slow'` leaves the quick ones")
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder in memory with a short name: socket paths are limited to 107 bytes."""

@@ -80,7 +80,9 @@ def _stores(work: Pass) -> Condition | None:
     if not errors:
         return Condition(reasons.STORES_HEALTHY, True, "StoresAvailable", f"{', '.join(work.job.stores)} work")
     text = "; ".join(f"{n}: {e}" for n, e in sorted(errors.items()))
-    return Condition(reasons.STORES_HEALTHY, False, "StoreUnavailable", f"{text}; training goes on, saves will catch up")
+    training = work.status.stage in ("running", "draining", "completing")
+    outlook = "training goes on, saves will catch up" if training else "the job may have to wait for it: see Training"
+    return Condition(reasons.STORES_HEALTHY, False, "StoreUnavailable", f"{text}; {outlook}")
 
 
 def _memory(work: Pass) -> Condition | None:
