@@ -23,7 +23,7 @@ class Screen:
         self._verbose = verbose
         self._terminal = sys.stdout.isatty() and sys.stderr.isatty()
         self._progress = ""
-        self._drawn = 0.0
+        self._composed = 0.0
         self.pipe: int | None = None
         self.output: int | None = None
         if self._terminal:
@@ -50,13 +50,18 @@ class Screen:
 
     def progress(self, status: Status) -> None:
         """Redraw the line."""
-        if not self._terminal or time.monotonic() < self._drawn + _REDRAW_SECONDS:
+        if not self._terminal or time.monotonic() < self._composed + _REDRAW_SECONDS:
             return
+        self._composed = time.monotonic()
         levels = ", ".join(f"{name} {level.step}" for name, level in status.checkpoints.items())
         goodput = f", goodput {status.goodput:.1%}" if status.goodput is not None else ""
         saved = f", saved: {levels}" if levels else f", nothing saved in {MEMORY} yet"
-        self._progress = f"holdfast: {status.phase}, step {status.step}{saved}, attempt {status.attempt}{goodput}"
-        self._draw()
+        before, self._progress = (
+            self._progress,
+            f"holdfast: {status.phase}, step {status.step}{saved}, attempt {status.attempt}{goodput}",
+        )
+        if self._progress != before:
+            self._draw()
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -75,7 +80,6 @@ class Screen:
             self._draw()
 
     def _draw(self) -> None:
-        self._drawn = time.monotonic()
         if self._progress:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             sys.stderr.write(f"{_CLEAR}{self._progress[: max(0, width - 1)]}")
