@@ -6,6 +6,9 @@ import asyncio
 import logging
 import os
 import sys
+from typing import Any
+
+from kubernetes.config import ConfigException
 
 from . import handlers, names, web
 from .api import Api, ApiError, load_configuration
@@ -21,19 +24,18 @@ log = logging.getLogger("holdfast_operator")
 def main() -> int:
     """Run the operator; the process' exit code."""
     try:
-        settings = load(os.environ)
-    except SettingsError as error:
+        settings, configuration = load(os.environ), load_configuration()
+    except (SettingsError, ConfigException) as error:
         sys.stderr.write(f"holdfast-operator: {error}\n")
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, configuration))
     return 0
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, configuration: Any) -> None:
     """All parts of the operator, until SIGTERM or SIGINT."""
-    configuration = load_configuration()
     ready, metrics, client = asyncio.Event(), Metrics(), Api(configuration)
     server = await web.serve(metrics.registry, ready, settings.http_port)
     events = EventPoster(client)

@@ -28,13 +28,13 @@ class ApiError(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
-def load_configuration() -> Any:
-    """Credentials of the pod's service account, else of the current kubeconfig."""
+def load_configuration(kubeconfig: str | None = None) -> Any:
+    """Credentials of the pod's service account, else of a kubeconfig (the current one); raises config.ConfigException."""
     configuration = client.Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        config.load_kube_config(kubeconfig, client_configuration=configuration)  # type: ignore[no-untyped-call]
     return configuration
 
 

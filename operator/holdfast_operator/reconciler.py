@@ -94,7 +94,8 @@ class Reconciler:
 
     async def _sleep(self, pause: float) -> None:
         try:
-            await asyncio.wait_for(self._awake.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._awake.wait()
         except TimeoutError:
             pass
         else:

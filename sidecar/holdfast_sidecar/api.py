@@ -53,7 +53,8 @@ class Api:
             while True:
                 await subscription.wait()
                 line = wire.dumps(self._states.state()) + b"\n"
-                await asyncio.wait_for(response.write(line), _WRITE_LIMIT)
+                async with asyncio.timeout(_WRITE_LIMIT):
+                    await response.write(line)
         except (ConnectionError, TimeoutError):
             return response
         finally:
@@ -86,7 +87,8 @@ class Api:
     async def _join(self, connection: web.WebSocketResponse) -> int | None:
         """The index of a member of the coordinator's own attempt; None for anybody else."""
         try:
-            hello = await asyncio.wait_for(connection.receive(), _JOIN_LIMIT)
+            async with asyncio.timeout(_JOIN_LIMIT):
+                hello = await connection.receive()
             body = wire.decode(dict[str, int], hello.json()) if hello.type is WSMsgType.TEXT else {}
         except (TimeoutError, ValueError):
             return None

@@ -27,7 +27,8 @@ class Subscription:
         """Until there is an urgent change, another change and a beat has passed, or the heartbeat is due."""
         while not self._due(time.monotonic() - self._sent):
             try:
-                await asyncio.wait_for(self._now.wait(), _BEAT)
+                async with asyncio.timeout(_BEAT):
+                    await self._now.wait()
             except TimeoutError:
                 continue
         self._now.clear()

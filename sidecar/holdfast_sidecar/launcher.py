@@ -107,7 +107,8 @@ class Launcher:
             if self._has_stopped(attempt):
                 return True
             try:
-                await asyncio.wait_for(self._news.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await self._news.wait()
             except TimeoutError:
                 continue
         return False

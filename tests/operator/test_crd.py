@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
-import os
-import subprocess
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from control_plane import ADMIN, CRD, ControlPlane
 from holdfast_operator import api
 from holdfast_operator.api import Api, ApiError
 
-ROOT = Path(__file__).parents[2]
-CRD = ROOT / "crds/trainingjobs.holdfast.dev.yaml"
 Job = dict[str, Any]
 
 
@@ -145,46 +139,36 @@ INVALID = [
 ]
 
 
-@pytest.fixture(scope="module")
-def namespace() -> Iterator[str]:
-    """A namespace of our own on the cluster, with the CRD applied."""
-    found = subprocess.run([ROOT / "cluster/cluster", "kubeconfig"], capture_output=True, text=True, check=True)
-    os.environ["KUBECONFIG"] = found.stdout.strip()
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/trainingjobs.holdfast.dev")
-    name = f"crd-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
+class Server:
+    """Calls as the operator makes them."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self._configuration = api.load_configuration(str(plane.kubeconfig(ADMIN)))
+        self._jobs = api.job(namespace, "").rstrip("/")
+
+    def create(self, body: Job, dry_run: bool = False) -> Job:
+        query = {"dryRun": "All"} if dry_run else None
+
+        async def go() -> Job:
+            client = Api(self._configuration)
+            try:
+                return await client._request("POST", self._jobs, _without_none(body), query)
+            finally:
+                await client.close()
+
+        return asyncio.run(go())
 
 
-def kubectl(*words: str) -> str:
-    done = subprocess.run([ROOT / "cluster/cluster", "kubectl", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def call(method: str, path: str, body: Job | None = None, dry_run: bool = False) -> Job:
-    async def go() -> Job:
-        client = Api(api.load_configuration())
-        try:
-            query = {"dryRun": "All"} if dry_run else None
-            return await client._request(method, path, body, query)
-        finally:
-            await client.close()
-
-    return asyncio.run(go())
-
-
-def jobs(namespace: str, name: str = "") -> str:
-    return api.job(namespace, name).rstrip("/")
+@pytest.fixture
+def server(plane: ControlPlane, namespace: str) -> Server:
+    return Server(plane, namespace)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("body", "field", "text"), INVALID, ids=[f"{f} {t}" for _, f, t in INVALID])
-def test_an_invalid_job_is_refused_by_the_fields_name(namespace: str, body: Job, field: str, text: str):
+def test_an_invalid_job_is_refused_by_the_fields_name(server: Server, body: Job, field: str, text: str):
     with pytest.raises(ApiError) as caught:
-        call("POST", jobs(namespace), _without_none(body), dry_run=True)
+        server.create(body, dry_run=True)
     assert caught.value.code == 422
     assert field in caught.value.message
     assert text in caught.value.message
@@ -203,24 +187,26 @@ def test_an_invalid_job_is_refused_by_the_fields_name(namespace: str, body: Job,
         change(container, "resources", {"limits": {"nvidia.com/gpu": 1}}),
     ],
 )
-def test_a_valid_job_is_accepted_and_passed_on_unchanged(namespace: str, body: Job):
-    made = call("POST", jobs(namespace), _without_none(body), dry_run=True)
+def test_a_valid_job_is_accepted_and_passed_on_unchanged(server: Server, body: Job):
+    made = server.create(body, dry_run=True)
     assert pod_spec(made) == pod_spec(body)
 
 
 @pytest.mark.cluster
-def test_defaults_columns_and_what_can_not_be_changed(namespace: str):
-    made = call("POST", jobs(namespace), minimal())
+def test_defaults_columns_and_what_can_not_be_changed(plane: ControlPlane, server: Server, namespace: str):
+    made = server.create(minimal())
     assert made["spec"]["workers"]["replicas"] == 1
     assert made["spec"]["workers"]["processesPerPod"] == "auto"
     assert made["spec"]["checkpoint"] == {"memory": {"size": "auto", "slots": 3}, "stores": []}
     assert made["spec"]["runPolicy"] == {"startupDeadlineSeconds": 600, "hangDeadlineSeconds": 300}
     assert made["spec"]["failurePolicy"] == {"restarts": {"limit": 20, "window": "1h", "noProgressLimit": 3}}
-    changed = copy.deepcopy(made)
-    changed["spec"]["workers"]["replicas"] = 2
-    with pytest.raises(ApiError, match=r"spec.workers.replicas.*elastic jobs"):
-        call("PUT", jobs(namespace, "job"), changed)
-    header = kubectl("get", "tj", "-n", namespace).splitlines()[0].split()
+    for command in (
+        ["patch", "tj", "job", "--type=merge", "-p", '{"spec":{"workers":{"replicas":2}}}'],
+        ["scale", "tj", "job", "--replicas=2"],
+    ):
+        with pytest.raises(AssertionError, match=r"elastic jobs"):
+            plane.kubectl(*command, "-n", namespace)
+    header = plane.kubectl("get", "tj", "-n", namespace).splitlines()[0].split()
     assert header == ["NAME", "STATE", "READY", "STEP", "SAVED", "RESTARTS", "GOODPUT", "AGE"]
 
 

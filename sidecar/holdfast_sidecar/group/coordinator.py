@@ -153,7 +153,8 @@ class Coordinator:
     async def _send(self, connection: web.WebSocketResponse, order: Order) -> None:
         """One member that does not read must not hold up the others: it is cut off, and comes back."""
         try:
-            await asyncio.wait_for(connection.send_str(wire.dumps(order).decode()), _SEND_LIMIT)
+            async with asyncio.timeout(_SEND_LIMIT):
+                await connection.send_str(wire.dumps(order).decode())
         except (ConnectionError, RuntimeError, TimeoutError):
             self._spawn(_close(connection))
 

@@ -78,7 +78,8 @@ class Member:
             heartbeat=_HEARTBEAT,
             timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
         )
-        connection = await asyncio.wait_for(connecting, _CONNECT)
+        async with asyncio.timeout(_CONNECT):
+            connection = await connecting
         try:
             await connection.send_json({"attempt": self.attempt, "index": self._index})
             self._queue = asyncio.Queue(_QUEUE)

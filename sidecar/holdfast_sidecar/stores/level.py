@@ -90,7 +90,8 @@ class Level:
                 await self._probe()
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), PROBE_SECONDS if self._probe_error else None)
+                async with asyncio.timeout(PROBE_SECONDS if self._probe_error else None):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 
