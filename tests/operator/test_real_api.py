@@ -1,0 +1,156 @@
+"""The operator as a process against a real API server: on exactly its listed permissions, and through outages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from control_plane import OPERATOR, OPERATOR_USER, ROOT, ControlPlane
+
+RULES = yaml.safe_load((ROOT / "operator/rbac-rules.yaml").read_text())
+RBAC = "rbac.authorization.k8s.io"
+
+pytestmark = pytest.mark.cluster
+
+
+class Operator:
+    """The operator as a process, with its log."""
+
+    def __init__(self, plane: ControlPlane, namespace: str, log: Path) -> None:
+        self.log, self._env = (
+            log,
+            os.environ
+            | {
+                "KUBECONFIG": str(plane.kubeconfig(OPERATOR)),
+                "HOLDFAST_SIDECAR_IMAGE": "sidecar:1",
+                "HOLDFAST_NAMESPACES": namespace,
+                "HOLDFAST_HTTP_PORT": "0",
+            },
+        )
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("a") as stream:
+            command = [sys.executable, "-m", "holdfast_operator"]
+            self.process = subprocess.Popen(command, env=self._env, stdout=stream, stderr=stream)
+
+    def stop(self) -> None:
+        """It ends by itself when told to, and says so."""
+        self.process.terminate()
+        assert self.process.wait(10) == 0, self.log.read_text()
+
+    def until(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < end, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.2)
+        return value
+
+
+@pytest.fixture
+def operator(plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Operator]:
+    """As a user who may do what is listed, and nothing else."""
+    role = {"apiVersion": f"{RBAC}/v1", "kind": "ClusterRole", "metadata": {"name": "listed"}, "rules": RULES}
+    binding = {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "listed"},
+        "subjects": [{"kind": "User", "name": OPERATOR_USER, "apiGroup": RBAC}],
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "listed"},
+    }
+    plane.kubectl("apply", "-f", "-", stdin=role)
+    plane.kubectl("apply", "-f", "-", stdin=binding)
+    made = Operator(plane, namespace, tmp_path / "log")
+    try:
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+
+
+class Watched:
+    """The job under test as `kubectl` sees it."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self._plane, self._at = plane, ("-n", namespace)
+        container = {"name": "trainer", "image": "trainer:1", "command": ["python3", "t.py"]}
+        self._body = {
+            "apiVersion": "holdfast.dev/v1alpha1",
+            "kind": "TrainingJob",
+            "metadata": {"name": "gpt", "namespace": namespace},
+            "spec": {"workers": {"replicas": 2, "template": {"spec": {"containers": [container]}}}},
+        }
+
+    def apply(self) -> None:
+        self._plane.kubectl("apply", "-f", "-", stdin=self._body)
+
+    def delete(self, *what: str) -> None:
+        self._plane.kubectl("delete", *what, *self._at, "--force", "--grace-period=0")
+
+    def status(self) -> dict[str, Any]:
+        made: dict[str, Any] = self._plane.get("tj", "gpt", *self._at).get("status", {})
+        return made
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(o["metadata"]["name"] for o in self._plane.get(kind, *self._at)["items"])
+
+
+@pytest.fixture
+def job(plane: ControlPlane, namespace: str) -> Watched:
+    return Watched(plane, namespace)
+
+
+def test_the_listed_permissions_are_enough(operator: Operator, job: Watched):
+    job.apply()
+    first = operator.until(lambda: len(job.names("pods")) == 2 and job.names("pods"))
+    assert job.names("secrets") == ["gpt-holdfast-tls"]
+    assert job.names("services") == ["gpt"]
+    assert job.status()["attempt"] == 1
+    job.delete("pod", first[0])
+    operator.until(lambda: len(job.names("pods")) == 2 and job.names("pods") != first)
+    operator.until(lambda: job.names("events"))
+    job.delete("tj", "gpt")
+    operator.until(lambda: "is gone" in operator.log.read_text())
+    operator.stop()
+    assert "forbidden" not in operator.log.read_text().lower()
+    assert "Traceback" not in operator.log.read_text()
+
+
+def test_an_api_server_that_is_away_is_waited_for(plane: ControlPlane, operator: Operator, job: Watched):
+    job.apply()
+    first = operator.until(lambda: len(job.names("pods")) == 2 and job.names("pods"))
+    plane.kill_api()
+    operator.until(lambda: "Unreachable" in operator.log.read_text() or "failed; will retry" in operator.log.read_text(), 60)
+    plane.start_api()
+    job.delete("pod", *first)
+    operator.until(lambda: len(job.names("pods")) == 2 and not set(job.names("pods")) & set(first), 60)
+    assert job.status()["restarts"]["pod"] == 2
+
+
+def test_an_operator_killed_at_any_moment_makes_nothing_twice(operator: Operator, job: Watched):
+    def killed_when(condition: Callable[[], Any]) -> None:
+        operator.until(condition)
+        operator.process.kill()
+        operator.process.wait()
+        operator.start()
+
+    job.apply()
+    killed_when(lambda: job.names("secrets"))
+    killed_when(lambda: job.status().get("attempt"))
+    killed_when(lambda: job.names("pods"))
+    first = operator.until(lambda: len(job.names("pods")) == 2 and job.names("pods"))
+    job.delete("pod", first[0])
+    killed_when(lambda: first[0] not in job.names("pods"))
+    killed_when(lambda: job.status()["restarts"]["pod"])
+    operator.until(lambda: len(job.names("pods")) == 2)
+    assert first[1] in job.names("pods")
+    assert job.status()["restarts"]["pod"] == 1
+    assert len(job.names("pods")) == 2
