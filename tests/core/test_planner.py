@@ -84,6 +84,20 @@ def test_all_pods_gone_goes_back_to_the_freshest_store_that_can_be_read():
     assert world.status.restarts.job == 1
 
 
+def test_pods_that_vanish_while_another_drains_are_not_created_again_under_their_old_names():
+    world = World(job())
+    world.run_to_step(13)
+    world.delete_pod(1, grace=60)
+    world.run(lambda w: w.status.stage == "draining")
+    for index in (0, 2):
+        world.delete_pod(index, force=True)
+    pods = tuple(world._view(p) for p in world.pods.values())
+    orders = plan(world.job, Observed(pods), world.status, world.now).actions
+    created = [(a.index, a.incarnation) for a in orders if isinstance(a, CreatePod)]
+    assert all(incarnation > 1 for _, incarnation in created), created
+    world.run(lambda w: w.status.recoveries == 1)
+
+
 def test_a_corrupt_source_is_rejected_and_the_next_one_taken():
     world = World(job())
     world.run_to_step(13)

@@ -48,7 +48,8 @@ def _pods(work: Pass) -> None:
         gone = {}  # training has ended well: nobody is replaced any more
     stages.pods_lost(work, gone)
     for worker in work.status.workers:
-        if work.pod(worker.index) is None and work.status.stage not in ("completing", "finishing"):
+        missing = work.pod(worker.index) is None and not worker.seen  # a seen one is gone: its successor comes with give_up
+        if missing and work.status.stage not in ("completing", "finishing"):
             work.do(CreatePod(worker.index, worker.incarnation))
     _delete_stale(work)
 
