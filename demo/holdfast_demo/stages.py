@@ -22,8 +22,8 @@ from .scenario import FAULTS, Fault, everything
 from .setting import Release, Workspace
 from .steplog import Sample
 
-STEPS = 600
-MIN_TRAINING = 80.0  # seconds: the faults need about this much training between them
+STEPS = 450
+MIN_TRAINING = 45.0  # seconds: the faults need about this much training between them
 _BETWEEN = 20  # new steps between a recovery and the next fault
 _PVC_EVERY = {"seconds": 3}
 _S3_EVERY = {"seconds": 6}

@@ -14,7 +14,6 @@ _OTHER = "#c0392b"
 _INK, _FAINT = "#22303c", "#c9d2da"
 _ROW = 30  # points between rows of labels
 _LABEL = 0.22  # width of a label, as a share of the axis
-_GAP = 1.0  # seconds without a step after which the line is broken
 
 
 def draw(path: Path, samples: Sequence[Sample], outcomes: Sequence[Outcome], title: str) -> None:
@@ -26,7 +25,7 @@ def draw(path: Path, samples: Sequence[Sample], outcomes: Sequence[Outcome], tit
 
     zero = samples[0].time
     figure, axes = plt.subplots(figsize=(13, 7.2), dpi=130)
-    _steps(axes, samples, zero)
+    _steps(axes, samples, outcomes, zero)
     rows = _rows(outcomes, samples[-1].time - zero)
     for number, (outcome, level) in enumerate(zip(outcomes, rows, strict=True), 1):
         _mark(axes, outcome, number, zero, level)
@@ -36,12 +35,13 @@ def draw(path: Path, samples: Sequence[Sample], outcomes: Sequence[Outcome], tit
     plt.close(figure)
 
 
-def _steps(axes: Any, samples: Sequence[Sample], zero: float) -> None:
-    """The steps of rank 0; broken where nothing was finished for a while, so that a stop looks like one."""
+def _steps(axes: Any, samples: Sequence[Sample], outcomes: Sequence[Outcome], zero: float) -> None:
+    """The steps of rank 0; broken at each recovery, so that a stop looks like one."""
+    ends = [o.resumed_at for o in outcomes if o.level != NONE]
     times: list[float] = []
     steps: list[float] = []
-    for before, sample in zip((None, *samples), samples, strict=False):
-        if before is not None and (sample.time - before.time > _GAP or sample.step <= before.step):
+    for before, sample in zip((samples[0], *samples), samples, strict=False):
+        if any(before.time < end <= sample.time for end in ends):
             times.append(float("nan"))
             steps.append(float("nan"))
         times.append(sample.time - zero)
