@@ -21,6 +21,14 @@ from .report import Result
 from .setting import Release
 
 RELEASE = Release()
+_EXISTING = """\
+CLUSTER=existing uses the current kube context (kubectl and helm on PATH) and reads from the environment:
+  HOLDFAST_IMAGES         operator=REF,sidecar=REF,gpt=REF: images that the cluster can pull
+  HOLDFAST_STORAGE_CLASS  a class for a ReadWriteMany claim, and/or
+  HOLDFAST_S3_URL         s3://BUCKET/PREFIX, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION
+  HOLDFAST_TORCH_SITE     a folder on every node with torch in it, if the gpt image has none
+Faults that need the machines under the cluster are skipped there.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,21 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     demo = Demo(options)
     try:
-        passed = demo.run()
-    except (DemoError, ApiError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        demo.explain()
-        passed = False
+        return 0 if demo.passed() else 1
     except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        demo.clean_up()
+        print("demo: interrupted, cleaning up", file=sys.stderr)
         return 130
-    demo.clean_up()
-    return 0 if passed else 1
+    finally:
+        demo.clean_up()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__, epilog=_EXISTING, formatter_class=raw)
     parser.add_argument("--keep", action="store_true", help="leave cluster, operator and job as they are at the end")
     parser.add_argument("--steps", type=int, default=stages.STEPS, help="training steps of the job (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of demo.json and demo.png")
@@ -66,6 +70,15 @@ class Demo:
         self._keep_cluster = True
         self._prepared: stages.Prepared | None = None
         self._faulty: stages.Faulty | None = None
+
+    def passed(self) -> bool:
+        """Run it; a failure is explained on stderr."""
+        try:
+            return self.run()
+        except (DemoError, ApiError) as error:
+            print(f"demo: {error}", file=sys.stderr)
+            self.explain()
+            return False
 
     def run(self) -> bool:
         """The whole demo; whether all of it held."""

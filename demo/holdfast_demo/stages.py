@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import secrets
 import statistics
 import time
@@ -43,7 +44,7 @@ class Prepared:
 def prepare(cluster: Cluster, release: Release, progress: Progress) -> Prepared:
     """Images, operator, namespace; the cluster is up."""
     if cluster.existing:
-        images, site = setting.existing_images(), ""
+        images, site = setting.existing_images(), os.environ.get("HOLDFAST_TORCH_SITE", "")
     else:
         images, site = _build(cluster, progress), setting.torch_site()
     with progress.stage("operator", "helm install charts/holdfast"):
