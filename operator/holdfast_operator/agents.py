@@ -58,11 +58,11 @@ class Link:
 
     async def close(self) -> None:
         """End the stream and what is being sent."""
+        await self._session.close()  # first: it aborts connections, where leaving them would wait for a peer that may be gone
         tasks = [self._reader, *self._sending.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._session.close()
 
     def send(self, command: Command) -> None:
         """Send an order in the background; the same order is not sent twice at a time."""

@@ -42,7 +42,7 @@ def run(folder: Path, story: Callable[[Bench], Awaitable[None]]) -> None:
     async def go() -> None:
         bench = Bench(folder)
         try:
-            await asyncio.wait_for(story(bench), 30)
+            await asyncio.wait_for(story(bench), 90)
         finally:
             await bench.links.close()
             await bench.sidecar.stop()

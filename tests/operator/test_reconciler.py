@@ -106,7 +106,7 @@ def run(folder: Path, story: Callable[[Bench], Awaitable[None]]) -> None:
     async def go() -> None:
         bench = Bench(folder)
         try:
-            await asyncio.wait_for(story(bench), 60)
+            await asyncio.wait_for(story(bench), 90)
         finally:
             await bench.kill()
             await asyncio.gather(*(s.stop() for s in bench.sidecars.values()))
