@@ -17,11 +17,18 @@ def sealed(pid: int, rank: int) -> set[int]:
         return {slot.step for slot in _sealed(whole, header)}
 
 
-def spoil(pid: int, rank: int, step: int) -> None:
-    """Flip one bit in the data of a sealed step."""
+def flip(pid: int, rank: int, step: int) -> None:
+    """Change one bit in the data of a sealed step."""
     with _arena(pid, rank) as (whole, header):
         slot = next(s for s in _sealed(whole, header) if s.step == step)
         whole[header.region(slot.index) + slot.data_bytes // 2] ^= 0x10
+
+
+def truncate(pid: int, rank: int, step: int) -> None:
+    """Cut the whole file short, so that no slot is left: whoever has it mapped and looks gets SIGBUS."""
+    path = _path(pid, rank)
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size // 8)
 
 
 def _sealed(whole: memoryview, header: ArenaHeader) -> list[Slot]:
@@ -31,7 +38,10 @@ def _sealed(whole: memoryview, header: ArenaHeader) -> list[Slot]:
 
 @contextmanager
 def _arena(pid: int, rank: int) -> Iterator[tuple[memoryview, ArenaHeader]]:
-    folder = Path(f"/proc/{pid}/root/holdfast/shared/arena")
-    path = max(folder.glob(f"rank-{rank:05d}.g*.arena"), key=lambda p: p.stat().st_mtime)
-    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped, memoryview(mapped) as whole:
+    with _path(pid, rank).open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped, memoryview(mapped) as whole:
         yield whole, arena.read_header(whole)
+
+
+def _path(pid: int, rank: int) -> Path:
+    folder = Path(f"/proc/{pid}/root/holdfast/shared/arena")
+    return max(folder.glob(f"rank-{rank:05d}.g*.arena"), key=lambda p: p.stat().st_mtime)

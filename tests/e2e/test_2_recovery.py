@@ -16,8 +16,8 @@ from .site import Say, Shared, Site, recovery, restarts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-IN_PLACE = 10.0  # seconds to the next step after a process died: 5 promised, twice that on a machine that tests run on
-NEW_POD = 30.0  # seconds to the next step after a pod was deleted: 15 promised
+IN_PLACE = 5.0  # seconds to the next finished step after a process died: as promised
+NEW_POD = 15.0  # after a pod was deleted: as promised
 DEAD_NODE = 90.0
 
 
