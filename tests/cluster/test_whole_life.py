@@ -166,4 +166,4 @@ def test_not_root_is_one_line():
     assert (done.returncode, done.stdout) == (1, "")
     assert "not root" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20

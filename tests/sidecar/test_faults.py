@@ -200,7 +200,7 @@ def test_a_store_that_hangs_blocks_nothing_else(make_job: MakeJob, folder: Path)
     start = time.monotonic()
     job.run(4, 8)
     job.stored("pvc", 8)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert job.sidecars[0].terminate(30) == 0
 
 
@@ -263,7 +263,7 @@ def test_persist_works_after_the_trainers_died(make_job: MakeJob, folder: Path) 
         eventually(lambda p=pod: p.launcher.finished == 0)
     start = time.monotonic()
     assert [s.terminate() for s in job.sidecars] == [0, 0]
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
 
 
 def test_pods_that_are_told_to_go_save_the_newest_step_first(make_job: MakeJob, folder: Path) -> None:

