@@ -7,6 +7,12 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS base
 ENV PATH=/opt/holdfast/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
+# The copy-and-checksum loop, built for the image's own architecture; it needs nothing but libc.
+FROM base AS native
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null
+COPY core/native/copycrc.c /src/
+RUN mkdir /native && gcc -O3 -std=gnu11 -shared -fPIC -o /native/copycrc-$(uname -m).so /src/copycrc.c
+
 FROM base AS build
 RUN python3 -m venv /opt/holdfast
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -22,6 +28,7 @@ FROM build AS build-sidecar
 COPY requirements/sidecar.lock /tmp/
 RUN pip install -q --only-binary :all: --require-hashes -r /tmp/sidecar.lock
 COPY core/holdfast_core /opt/holdfast/src/holdfast_core
+COPY --from=native /native /opt/holdfast/src/holdfast_core/_native
 COPY trainer/holdfast /opt/holdfast/src/holdfast
 COPY sidecar/holdfast_sidecar /opt/holdfast/src/holdfast_sidecar
 RUN chmod -R a+rX /opt/holdfast && python3 -m compileall -q /opt/holdfast/src

@@ -71,6 +71,7 @@ class App:
         self._local = LocalSocket(self._socket_path, life.launcher, self.trainers)
         self._missing = "starting"
         self._client_tls: ssl.SSLContext | None = None
+        self._following: asyncio.Task[None] | None = None
         self._runners: list[web.AppRunner] = []
         self._stop = asyncio.Event()
 
@@ -146,6 +147,8 @@ class App:
                 since = time.monotonic()
 
     async def _close(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
         await self._local.close()
         await self.lifecycle.close()
         for runner in self._runners:
@@ -158,6 +161,7 @@ class App:
         runner = await self._runner(api)
         if self.config.tls_dir:
             context = tls.server_context(Path(self.config.tls_dir))
+            self._following = asyncio.create_task(tls.follow(Path(self.config.tls_dir), context, *self._client_contexts()))
             site: web.BaseSite = web.TCPSite(runner, "0.0.0.0", self.config.api_port, ssl_context=context)  # noqa: S104
         else:
             self._api_socket.unlink(missing_ok=True)
@@ -166,6 +170,9 @@ class App:
         if self.config.metrics_port:
             plain = await self._runner(monitoring(self.metrics, lambda: self._missing))
             await web.TCPSite(plain, "0.0.0.0", self.config.metrics_port).start()  # noqa: S104 - probes and Prometheus
+
+    def _client_contexts(self) -> list[ssl.SSLContext]:
+        return [self._client_tls] if self._client_tls else []
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_SHUTDOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import shutil
 import socket
 import ssl
 import time
@@ -40,6 +41,37 @@ def test_only_the_jobs_own_certificate_opens_the_api(make_job: MakeJob, certific
     with socket.create_connection(("127.0.0.1", port), 5) as plain:
         plain.sendall(b"GET /v1/state HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"job_uid" not in plain.recv(1000)
+
+
+def test_new_certificates_are_taken_up_without_a_restart(make_job: MakeJob, certificates: Path, tmp_path: Path) -> None:
+    """As when the Secret was deleted and made again: the new CA shares nothing with the old one."""
+    mounted = tmp_path / "mounted"
+    shutil.copytree(certificates, mounted)
+    (config,) = (s.config for s in make_job(pods=1).sidecars)
+    folder, port = Path(f"{config.shared_dir}-tls"), free_port()
+    sidecar = Sidecar(
+        dataclasses.replace(config, shared_dir=str(folder), tls_dir=str(mounted), api_port=port, metrics_port=free_port())
+    )
+    sidecar.start()
+    try:
+        issue_certificates(tmp_path / "fresh")
+        assert not _opens(port, tmp_path / "fresh")
+        for name in ("ca.crt", "tls.crt", "tls.key"):
+            (mounted / f"{name}.new").write_bytes((tmp_path / "fresh" / name).read_bytes())
+            (mounted / f"{name}.new").replace(mounted / name)
+        eventually(lambda: _opens(port, tmp_path / "fresh"), 30)
+    finally:
+        sidecar.terminate()
+
+
+def _opens(port: int, folder: Path) -> bool:
+    connection = _TlsConnection("127.0.0.1", port, timeout=5, context=client_context(folder))
+    try:
+        return ask(connection) == 200
+    except (ssl.SSLError, ConnectionError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def test_commands_are_fenced_and_checked(make_job: MakeJob) -> None:

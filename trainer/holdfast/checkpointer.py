@@ -168,8 +168,8 @@ class Checkpointer:
         self._plan = plan = capture.make_plan(encoder.specs, tree, self._plan)
         target = self._home.target(plan.slot_bytes)
         slot = capture.choose(target, self._home.identity, step)
-        capture.copy(encoder.leaves, plan, target, slot)
-        return target, capture.seal(plan, target, slot, step=step, who=self._home.identity, tree=tree)
+        entries = capture.copy(encoder.leaves, plan, target, slot)
+        return target, capture.seal(plan, entries, target, slot, step=step, who=self._home.identity, tree=tree)
 
     def close(self) -> None:
         """Say what is left to say to the sidecar. Called at the end of `steps`; takes a second at most."""

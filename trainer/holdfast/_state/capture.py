@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from holdfast_core import arena, manifest
+from holdfast_core import arena, fastcopy, manifest
 from holdfast_core.arena import ArenaError
 from holdfast_core.checksum import CHUNK
 from holdfast_core.manifest import Entry, SlotManifest
@@ -75,31 +75,42 @@ def choose(target: Mapped, who: Identity, step: int) -> int:
     return slot
 
 
-def copy(leaves: Sequence[Leaf], plan: Plan, target: Mapped, slot: int) -> None:
-    """Bytes of every leaf into the slot's data area. The slot's former content is gone from here on."""
+def copy(leaves: Sequence[Leaf], plan: Plan, target: Mapped, slot: int) -> tuple[Entry, ...]:
+    """Bytes of every leaf into the slot's data area; returns the entries with the checksums of what was read.
+
+    The slot's former content is gone from here on. Copy and checksum are one pass over memory (see `holdfast_core.fastcopy`).
+    """
     arena.begin(target.buf, target.header, slot, plan.data_bytes)
     start = target.header.region(slot)
     area = target.bytes[start : start + plan.data_bytes]
     with torch.no_grad():
-        for leaf, entry in zip(leaves, plan.entries, strict=True):
-            if entry.nbytes:
-                _copy_leaf(leaf, area[entry.offset : entry.offset + entry.nbytes], entry)
+        sources = [_source(leaf, area, entry) for leaf, entry in zip(leaves, plan.entries, strict=True)]
+    base, work = area.data_ptr(), []
+    for source, entry in zip(sources, plan.entries, strict=True):
+        for offset in range(0, entry.nbytes, CHUNK):
+            to = base + entry.offset + offset
+            read = to if source is None else source.data_ptr() + offset
+            work.append((None if source is None else to, read, min(CHUNK, entry.nbytes - offset)))
+    pieces = fastcopy.pieces(work)
+    fastcopy.run(pieces)
+    sums = iter([piece.crc for piece in pieces])
+    return tuple(replace(e, checksums=tuple(next(sums) for _ in range(0, e.nbytes, CHUNK))) for e in plan.entries)
 
 
-def _copy_leaf(leaf: Leaf, destination: torch.Tensor, entry: Entry) -> None:
+def _source(leaf: Leaf, area: torch.Tensor, entry: Entry) -> torch.Tensor | None:
+    """The tensor whose memory is, byte for byte, what is to be stored; None if torch has put it into the slot itself."""
     if not isinstance(leaf, torch.Tensor):
-        destination.copy_(torch.frombuffer(bytearray(leaf), dtype=torch.uint8))
-    elif leaf.is_contiguous():  # as plain bytes: any dtype, one memcpy
-        destination.copy_(leaf.reshape(-1).view(torch.uint8))
-    else:
+        return torch.frombuffer(bytearray(leaf), dtype=torch.uint8) if entry.nbytes else torch.empty(0)
+    if leaf.is_cpu and leaf.is_contiguous() and not leaf.is_conj() and not leaf.is_neg():
+        return leaf
+    if entry.nbytes:
+        destination = area[entry.offset : entry.offset + entry.nbytes]
         destination.view(dtype_of(entry.dtype)).view(entry.shape).copy_(leaf)
+    return None
 
 
-def seal(plan: Plan, target: Mapped, slot: int, *, step: int, who: Identity, tree: Any) -> Written:
-    """Checksum what stands in the slot and publish it; raises SnapshotSkipped if fenced or too small."""
-    start = target.header.region(slot)
-    data = target.buf[start : start + plan.data_bytes]
-    entries = tuple(manifest.with_checksums(e, data) for e in plan.entries)
+def seal(plan: Plan, entries: tuple[Entry, ...], target: Mapped, slot: int, *, step: int, who: Identity, tree: Any) -> Written:
+    """Publish the slot with the checksums that `copy` took; raises SnapshotSkipped if fenced or too small."""
     raw = manifest.dump(SlotManifest(step, who.attempt, who.rank, who.world_size, entries, tree))
     try:
         arena.seal(
