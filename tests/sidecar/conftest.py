@@ -48,8 +48,11 @@ def issue_certificates(folder: Path) -> None:
 
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     ca = build("ca", "ca", ca_key.public_key()).add_extension(x509.BasicConstraints(True, 0), critical=True)
+    ca = ca.add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
     leaf = build("job", "ca", key.public_key()).add_extension(usage, critical=False)
     leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName(TLS_NAME)]), critical=False)
+    # the identifiers tell two CAs of the same name apart, as when a Secret was made anew
+    leaf = leaf.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
     pem = serialization.Encoding.PEM
     folder.mkdir(parents=True)
     (folder / "ca.crt").write_bytes(ca.sign(ca_key, hashes.SHA256()).public_bytes(pem))
