@@ -23,7 +23,5 @@ def test_the_folder_operator_does_not_shadow_the_standard_library():
 def test_what_is_injected_needs_no_third_party_package():
     """`holdfast` and `holdfast_core` are imported in users' images, where only torch and the standard library are sure."""
     code = "import sys; sys.path[:0] = ['core', 'trainer']; import holdfast, holdfast.launcher, holdfast_core.planner"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
