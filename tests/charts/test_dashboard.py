@@ -253,6 +253,7 @@ def _until(condition: Any, what: str, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_check_panels_names_the_empty_panels_and_no_other(exporter: Exporter, prometheus: str) -> None:
     exporter.hidden = "holdfast_store_up"
     _until(lambda: len(check_panels(prometheus, "team", "gpt", minutes=1)) <= 1, "the other panels to have data")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_api import FakeApi
 from fake_sidecar import FakeSidecar
 from holdfast_core.messages import AgentState, RankState
@@ -214,6 +215,7 @@ def test_somebody_elses_write_is_noticed_before_acting(tmp_path):
     run(tmp_path, story)
 
 
+@pytest.mark.slow
 def test_progress_alone_is_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper, "_SLOW", 2.0)
 
@@ -230,6 +232,7 @@ def test_progress_alone_is_written_now_and_then(tmp_path, monkeypatch):
     run(tmp_path, story)
 
 
+@pytest.mark.slow
 def test_a_refused_pod_is_a_condition_and_heals(tmp_path, monkeypatch):
     monkeypatch.setattr(apply, "_FIRST", 0.2)
 

@@ -43,6 +43,7 @@ def test_only_the_jobs_own_certificate_opens_the_api(make_job: MakeJob, certific
         assert b"job_uid" not in plain.recv(1000)
 
 
+@pytest.mark.slow
 def test_new_certificates_are_taken_up_without_a_restart(make_job: MakeJob, certificates: Path, tmp_path: Path) -> None:
     """As when the Secret was deleted and made again: the new CA shares nothing with the old one."""
     mounted = tmp_path / "mounted"

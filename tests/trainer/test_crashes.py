@@ -12,7 +12,7 @@ import pytest
 
 from trainer.fake_sidecar import python_env
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(("world", "rounds"), [(1, 25), (3, 12)])

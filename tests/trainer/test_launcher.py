@@ -249,6 +249,7 @@ def test_it_survives_its_sidecar(sidecar: FakeSidecar, start: Start, tmp_path: P
         again.close()
 
 
+@pytest.mark.slow
 def test_a_log_that_nobody_reads_does_not_stop_the_trainer(sidecar: FakeSidecar, start: Start) -> None:
     start(sys.executable, "-c", "import sys\nfor i in range(200_000): print('line', i, 'x' * 50)\nprint('the end')")
     sidecar.send(launch(1))  # our end of its stdout is a pipe of 64 KiB, and is not read

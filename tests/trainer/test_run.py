@@ -18,6 +18,8 @@ import pytest
 
 from trainer.fake_sidecar import alive, python_env, wait_until
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 import hashlib, os, sys, time
 import torch, holdfast

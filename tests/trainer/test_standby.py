@@ -17,7 +17,7 @@ from holdfast_core import local
 
 from trainer.fake_sidecar import FakeSidecar, alive, launch, python_env, wait_until
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 SCRIPT = """
 import json, os, signal, sys
