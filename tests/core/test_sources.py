@@ -1,0 +1,33 @@
+"""From where an attempt resumes: the freshest step that every rank can have, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from holdfast_core.messages import Inventory, Source, StoreInventory
+from holdfast_core.planner.sources import choose, common_copies
+from holdfast_core.timeline import Copy, Resume
+
+
+@pytest.mark.parametrize(
+    ("sealed", "history", "expected", "why"),
+    [
+        ({0: [(4, 1), (5, 1)], 1: [(4, 1)]}, [], {(4, 1)}, "rank 1 has not sealed 5"),
+        ({0: [(4, 1)], 1: [(4, 1), (5, 1)]}, [], {(4, 1)}, "rank 0 has not: no rank's word is enough"),
+        ({0: [(5, 1)]}, [], set(), "rank 1 has nothing"),
+        ({0: [(5, 1)], 1: [(5, 2)]}, [], set(), "the same step of two attempts is not one state"),
+        ({0: [(5, 1)], 1: [(5, 1)]}, [(2, 4)], set(), "a later attempt resumed below it: void"),
+    ],
+)
+def test_what_all_ranks_have_in_memory(sealed, history, expected, why):
+    copies = {rank: [Copy(*c) for c in held] for rank, held in sealed.items()}
+    found = common_copies(copies, 2, tuple(Resume(*r) for r in history))
+    assert found == {Copy(*c) for c in expected}, why
+
+
+def test_the_freshest_wins_then_memory_then_the_users_order():
+    stores = Inventory((StoreInventory("pvc", (Copy(10, 1),)), StoreInventory("s3", (Copy(10, 1), Copy(12, 1)))))
+    assert choose([Copy(9, 1)], stores, (), ()) == Source("s3", 12, 1)
+    assert choose([Copy(12, 1)], stores, (), ()) == Source("memory", 12, 1)
+    assert choose([], stores, (), [Source("s3", 12, 1)]) == Source("pvc", 10, 1)
+    assert choose([], stores, (Resume(2, 11),), ()) == Source("pvc", 10, 1)
+    assert choose([], None, (), ()) is None
