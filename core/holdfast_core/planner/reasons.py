@@ -1,7 +1,6 @@
 """Names of causes, conditions and events, as users see them in status, events and metrics."""
 
 # Causes of a new attempt (label `cause` of the recovery metrics)
-FIRST_START = "FirstStart"
 PROCESS_DIED = "ProcessDied"
 PROCESS_FAILED = "ProcessFailed"
 CONTAINER_RESTARTED = "ContainerRestarted"
@@ -28,7 +27,6 @@ SUCCEEDED = "Succeeded"
 FAILED = "Failed"
 
 # Events
-ATTEMPT_STARTED = "AttemptStarted"
 POD_REPLACED = "PodReplaced"
 DRAINING = "Draining"
 RESUMING = "Resuming"

@@ -195,7 +195,7 @@ def _launch(work: Pass) -> None:
             work.do(Send(pod.name, Command("launch", number)))
     if len(agents) == work.job.replicas and all(a.phase in ("running", "exited") for _, a in agents):
         phase = work.status.phase if work.status.cause else "Starting"
-        work.set(phase=phase, excluded=work.status.excluded)
+        work.set(phase=phase)
         work.stage("running", f"attempt {number}: processes started")
     elif work.in_stage() > work.job.policy.prepare_deadline:
         failures.fail(work, Cause(reasons.PREPARE_FAILED, "launchers did not start the processes in time"), since=None)
