@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import urllib.request
 from pathlib import Path
 
 from holdfast_cluster.config import PORTS, ClusterError, Paths, Plan
 from holdfast_cluster.daemon import Daemon
-from holdfast_cluster.s3 import listening
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def daemon(paths: Paths) -> Daemon:
@@ -24,10 +26,23 @@ def endpoint(plan: Plan) -> str:
     return f"http://{plan.bridge_address}:{PORTS['prometheus']}"
 
 
+def _answers(plan: Plan) -> bool:
+    """It listens a while before it takes queries: until its data is open, they get 503."""
+    try:
+        with _DIRECT.open(f"{endpoint(plan)}/-/ready", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 def start(paths: Paths, plan: Plan, config: Path | None) -> bool:
-    """Starts it with a configuration in which `${PODS}` stands for the file of pods; False when it runs already."""
+    """Starts it with a configuration in which `${PODS}` stands for the file of pods; False when it runs already.
+
+    Either way it takes queries when this returns.
+    """
     server = daemon(paths)
     if server.alive():
+        server.wait_ready(lambda: _answers(plan), timeout=60)
         return False
     source = config or paths.source / "manifests" / "prometheus.yml"
     if not source.exists():
@@ -52,7 +67,7 @@ def start(paths: Paths, plan: Plan, config: Path | None) -> bool:
             "--log.level=warn",
         ]
     )
-    server.wait_ready(lambda: listening(plan.bridge_address, PORTS["prometheus"]), timeout=30)
+    server.wait_ready(lambda: _answers(plan), timeout=60)
     return True
 
 

@@ -224,4 +224,4 @@ def test_prometheus_scrapes_an_annotated_pod(namespace):
         found = json.load(OPENER.open(query, timeout=5))["data"]["result"]
         return found[0]["value"][1] if found else None
 
-    assert eventually(value, 30) == "42"
+    assert eventually(value, 60) == "42"
