@@ -1,6 +1,6 @@
 """Layout of an arena: one file of shared memory per local rank, several snapshots in it, self-describing.
 
-    page 0          header: who it belongs to, sizes, and three words that change: fence, committed step, floor
+    page 0          header: who it belongs to, sizes, and four words that change: fence, committed step, floor, every
     page 1..slots   one slot header each
     then            `slots` regions of `slot_bytes` each: the tensors' bytes, then the slot manifest (JSON)
 
@@ -29,6 +29,7 @@ _HEADER_CRC = 104
 _ATTEMPT = 128
 _COMMITTED = 136
 _FLOOR = 144
+_EVERY = 152
 _SLOT = struct.Struct("<qQQQII")  # step, attempt, data bytes, manifest bytes, manifest crc, sequence
 _SLOT_FIELDS = 8
 _SLOT_CRC = _SLOT_FIELDS + _SLOT.size
@@ -163,6 +164,23 @@ def floor(buf: memoryview) -> int:
 def set_floor(buf: memoryview, step: int) -> None:
     """Let the ranks meet again at this step: the coordinator commits none below it any more."""
     _I64.pack_into(buf, _FLOOR, step)
+
+
+def every(buf: memoryview) -> int:
+    """The interval of snapshots in steps; 0, as in a new arena, and 1 mean each step. See `is_due`."""
+    return int(_U64.unpack_from(buf, _EVERY)[0])
+
+
+def set_every(buf: memoryview, steps: int) -> None:
+    """Tell the trainer how often to take a snapshot. Raises ValueError for what is no interval."""
+    if not 0 <= steps < 1 << 63:
+        raise ValueError(f"an interval of {steps} steps is not one")
+    _U64.pack_into(buf, _EVERY, steps)
+
+
+def is_due(every_steps: int, step: int) -> bool:
+    """Whether the snapshot of `step` is to be taken, counted from step 0: all ranks then agree without a word."""
+    return every_steps <= 1 or (step + 1) % every_steps == 0
 
 
 def read_slot(buf: memoryview, index: int) -> Slot:

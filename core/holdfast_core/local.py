@@ -105,7 +105,12 @@ class Reserved:
 
 @dataclass(frozen=True)
 class Sealed:
-    """trainer -> sidecar: a slot was published. `stall_seconds` is what the training loop waited."""
+    """trainer -> sidecar: a slot was published. What it cost is of this snapshot alone, in seconds and bytes.
+
+    `stall_seconds` is what the training loop waited inside `snapshot()`, `fence_seconds` what it waited for the copy later,
+    `capture_seconds` how long copy and checksum took, wherever they ran. `copied` counts the bytes that were copied anew (the
+    rest was frozen since the last snapshot), -1 if unknown; `mode` says how the capture was done, and why.
+    """
 
     rank: int
     attempt: int
@@ -114,6 +119,10 @@ class Sealed:
     slot: int
     nbytes: int
     stall_seconds: float
+    fence_seconds: float = 0.0
+    capture_seconds: float = 0.0
+    copied: int = -1
+    mode: str = ""
 
 
 @dataclass(frozen=True)

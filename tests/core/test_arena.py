@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from holdfast_core import arena
+from holdfast_core import arena, local
 from holdfast_core.arena import ArenaError, ArenaHeader, Slot, SlotState
 
 HEADER = ArenaHeader("0123-uid", rank=5, world_size=8, slots=3, slot_bytes=2 * arena.PAGE)
@@ -127,3 +127,32 @@ def test_a_slot_below_the_floor_is_free_unless_it_is_the_committed_one():
     assert arena.choose_slot(slots, 4, now_ns=10) is None
     assert arena.choose_slot(slots, 4, now_ns=10, floor_step=8) == 1
     assert arena.choose_slot(slots, 4, now_ns=10, floor_step=6) is None
+
+
+def test_a_new_arena_takes_a_snapshot_of_every_step():
+    buf = memoryview(bytearray(b"\xff" * HEADER.total_bytes))
+    arena.format_arena(buf, HEADER, 1)
+    assert arena.every(buf) == 0
+    assert all(arena.is_due(arena.every(buf), step) for step in range(5))
+
+
+def test_the_interval_is_one_word_of_its_own():
+    buf = formatted(attempt=3)
+    arena.set_floor(buf, 7)
+    arena.set_every(buf, 8)
+    assert int.from_bytes(buf[152:160], "little") == 8
+    assert (arena.every(buf), arena.fence(buf), arena.floor(buf), arena.read_header(buf)) == (8, 3, 7, HEADER)
+    with pytest.raises(ValueError, match="-1 steps"):
+        arena.set_every(buf, -1)
+
+
+def test_intervals_that_are_powers_of_two_share_steps():
+    assert [s for s in range(16) if arena.is_due(4, s)] == [3, 7, 11, 15]
+    assert {s for s in range(64) if arena.is_due(8, s)} < {s for s in range(64) if arena.is_due(4, s)}
+
+
+def test_a_sealed_message_of_an_older_trainer_is_understood():
+    line = b'{"kind":"Sealed","id":0,"body":{"rank":0,"attempt":1,"step":4,"path":"p","slot":1,"nbytes":9,"stall_seconds":0.5}}'
+    message, _ = local.unpack(line)
+    assert message == local.Sealed(0, 1, 4, "p", 1, 9, 0.5, fence_seconds=0.0, capture_seconds=0.0, copied=-1, mode="")
+    assert local.unpack(local.pack(message))[0] == message
