@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from holdfast_core.manifest import CorruptShard
+from holdfast_core.manifest import UNIQUE, CorruptShard
 
 from ..errors import UnsupportedValue
 
@@ -33,12 +33,19 @@ Place = Callable[[torch.Tensor, str], torch.Tensor]
 
 @dataclass(frozen=True)
 class LeafSpec:
-    """A leaf before it has a place in a slot: name, type, shape and size in bytes."""
+    """A leaf before it has a place in a slot: name, type, shape and size in bytes.
+
+    `global_shape` and `global_offset` place a shard in its whole tensor; None for what is not sharded. `placement` is one of
+    `holdfast_core.manifest`'s.
+    """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    global_shape: tuple[int, ...] | None = None
+    global_offset: tuple[int, ...] | None = None
+    placement: str = UNIQUE
 
 
 class Encoder:
