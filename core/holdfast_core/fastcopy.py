@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 import zlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,12 +51,17 @@ class _PyBuffer(ctypes.Structure):
 def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
-    except OSError:  # not built, or for another C library
+        library.holdfast_batch  # noqa: B018 - a library built from older source lacks it
+    except (OSError, AttributeError):  # not built, or for another C library
         return None
     library.holdfast_copy_crc32.restype = ctypes.c_uint32
     library.holdfast_copy_crc32.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
     library.holdfast_run.restype = ctypes.c_uint64
     library.holdfast_run.argtypes = (ctypes.POINTER(Piece), ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)
+    library.holdfast_batch.restype = ctypes.c_uint64
+    library.holdfast_batch.argtypes = (
+        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+    )  # fmt: skip
     return library
 
 
@@ -107,3 +114,63 @@ def _run_slowly(work: ctypes.Array[Piece], done: ctypes.c_uint64 | None, stop: c
         if done is not None:
             done.value = index + 1
     return len(work)
+
+
+class Batch:
+    """Copies that several threads carry out together, once or again and again; each `run` call claims what is left.
+
+    `work` holds (offset at the destination, source address or 0, bytes); 0 means: only sum up what stands at the destination.
+    The memory must stay valid while any `run` is under way. After `finished()`, `sums` has a CRC-32 for each copy.
+    """
+
+    def __init__(self, work: Sequence[tuple[int, int, int]]) -> None:
+        self._work = array("Q", [number for copy in work for number in copy])
+        self._count = len(work)
+        self._next = array("Q", [0])
+        self._done = bytearray(self._count)
+        self._claim = threading.Lock()  # of the slow way only
+        self.nbytes = sum(self._work[2::3])
+        self.sums = array("I", bytes(4 * self._count))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def reset(self) -> None:
+        """Start anew. Nobody may be in `run`."""
+        self._next[0] = 0
+        self._done[:] = bytes(self._count)
+
+    def finished(self) -> bool:
+        """Whether every copy is done, by whomever."""
+        return self._done.find(0) < 0
+
+    def run(self, base: int, stop: array[int] | None = None) -> int:
+        """Copy to the address `base` what nobody has claimed yet, without the GIL; returns how many copies this call made.
+
+        `stop[0]`, an array("I"), ends it between two copies when it is set.
+        """
+        stop = stop if stop is not None else _NEVER
+        if _library is None:
+            return self._run_slowly(base, stop)
+        done = (ctypes.c_char * self._count).from_buffer(self._done)
+        work, sums, following = (a.buffer_info()[0] for a in (self._work, self.sums, self._next))
+        flag = stop.buffer_info()[0]
+        return int(_library.holdfast_batch(work, self._count, base, sums, ctypes.addressof(done), following, flag))
+
+    def _run_slowly(self, base: int, stop: array[int]) -> int:
+        made = 0
+        while not stop[0]:
+            with self._claim:
+                index, self._next[0] = self._next[0], self._next[0] + 1
+            if index >= self._count:
+                break
+            to, source, n = self._work[3 * index : 3 * index + 3]
+            self.sums[index] = zlib.crc32((ctypes.c_char * n).from_address(source or base + to)) if n else 0
+            if source and n:
+                ctypes.memmove(base + to, source, n)
+            self._done[index] = 1
+            made += 1
+        return made
+
+
+_NEVER = array("I", [0])

@@ -3,17 +3,22 @@
 It is written by the trainer behind the data of a slot, and travels in the metadata of the rank's safetensors file, so that
 each copy of a shard describes and proves itself. `tree` is the state as plain JSON, in which tensors and raw bytes stand
 as references to entries (the trainer's codec defines it; nobody else needs to look inside).
+
+As JSON the checksums of all entries are one string, `sums`: what changes with each snapshot is then apart from what stays
+(`entries`), and ten thousand tensors cost no more to write down than one (`assemble`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import wire
 from .arena import align
-from .checksum import ALGORITHM, checksums, first_mismatch
+from .checksum import ALGORITHM, CHUNK, checksums, first_mismatch
 
 REPLICATED = "replicated"  # the same bytes on every rank of the data-parallel group
 UNIQUE = "unique"  # this rank's own
@@ -93,12 +98,102 @@ def verify(manifest: SlotManifest, data: memoryview) -> None:
 
 def dump(manifest: SlotManifest) -> bytes:
     """Compact JSON."""
-    return wire.dumps(manifest)
+    sums = array("I", [c for e in manifest.entries for c in e.checksums])
+    tree = json.dumps(manifest.tree, separators=(",", ":"), allow_nan=False).encode()
+    return assemble(
+        step=manifest.step, attempt=manifest.attempt, rank=manifest.rank, world_size=manifest.world_size,
+        algorithm=manifest.algorithm, sums=pack_sums(sums), entries=describe(manifest.entries), tree=tree,
+    )  # fmt: skip
+
+
+def assemble(
+    *, step: int, attempt: int, rank: int, world_size: int, sums: str, entries: bytes, tree: bytes, algorithm: str = ALGORITHM
+) -> bytes:
+    """The same as `dump`, from parts that are JSON already (`entries`: the list's inside, from `describe`)."""
+    head = f'{{"step":{step},"attempt":{attempt},"rank":{rank},"world_size":{world_size},'
+    head += f'"algorithm":{json.dumps(algorithm)},"sums":"{sums}","entries":['
+    return b"".join((head.encode(), entries, b'],"tree":', tree, b"}"))
+
+
+def describe(entries: Sequence[Entry]) -> bytes:
+    """JSON objects of the entries without their checksums, separated by commas. What has its usual value is left out."""
+    return ",".join(json.dumps(_plain(e), separators=(",", ":")) for e in entries).encode()
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    node = {"key": entry.key, "dtype": entry.dtype, "shape": entry.shape, "offset": entry.offset, "nbytes": entry.nbytes}
+    if entry.placement != UNIQUE:
+        node["placement"] = entry.placement
+    if entry.global_shape is not None:
+        node["global_shape"] = entry.global_shape
+    if entry.global_offset is not None:
+        node["global_offset"] = entry.global_offset
+    return node
+
+
+def pack_sums(sums: array[int]) -> str:
+    """Checksums in the entries' order as hexadecimal digits, little-endian, eight a checksum."""
+    if sys.byteorder == "big":
+        sums = array("I", sums)
+        sums.byteswap()
+    return sums.tobytes().hex()
+
+
+def chunk_count(nbytes: int) -> int:
+    """How many checksums an entry of this size has."""
+    return -(-nbytes // CHUNK)
 
 
 def load(raw: bytes) -> SlotManifest:
     """Parse; raises CorruptShard."""
     try:
-        return wire.loads(SlotManifest, raw)
-    except wire.WireError as error:
-        raise CorruptShard(f"manifest: {error}") from error
+        node = json.loads(raw)
+        numbers = [_number(node[name]) for name in ("step", "attempt", "rank", "world_size")]
+        bare = [_entry(e) for e in node["entries"]]
+        entries = tuple(_with_sums(bare, _unpack_sums(node["sums"])))
+        return SlotManifest(*numbers, entries, node["tree"], _text(node["algorithm"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CorruptShard(f"manifest: {type(error).__name__}: {error}") from error
+
+
+def _with_sums(entries: list[Entry], sums: array[int]) -> Iterator[Entry]:
+    """Deal out the checksums. None at all is a manifest without them, which `verify` then refuses."""
+    counts = [chunk_count(e.nbytes) for e in entries]
+    if len(sums) not in (0, sum(counts)):
+        raise ValueError(f"{len(sums)} checksums for {sum(counts)} chunks")
+    at = 0
+    for entry, count in zip(entries, counts, strict=True):
+        yield replace(entry, checksums=tuple(sums[at : at + count]))
+        at += count
+
+
+def _unpack_sums(text: str) -> array[int]:
+    sums = array("I")
+    sums.frombytes(bytes.fromhex(text))
+    if sys.byteorder == "big":
+        sums.byteswap()
+    return sums
+
+
+def _entry(node: dict[str, Any]) -> Entry:
+    shapes = [_shape(node[name]) if node.get(name) is not None else None for name in ("global_shape", "global_offset")]
+    return Entry(
+        _text(node["key"]), _text(node["dtype"]), _shape(node["shape"]), _number(node["offset"]), _number(node["nbytes"]),
+        placement=_text(node.get("placement", UNIQUE)), global_shape=shapes[0], global_offset=shapes[1],
+    )  # fmt: skip
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(_number(n) for n in value)
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a whole number, got {value!r:.60}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected text, got {value!r:.60}")
+    return value

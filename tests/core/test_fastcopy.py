@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import random
+import threading
 import zlib
+from array import array
 
 import pytest
 from holdfast_core import fastcopy
@@ -60,3 +62,63 @@ def test_a_run_counts_what_is_done_and_stops_when_told(monkeypatch, library):
     assert [p.crc for p in work] == [zlib.crc32(SOURCE[i : i + 100]) for i in (0, 100, 200)]
     stop.value = 1
     assert fastcopy.run(work, done, stop) == 0
+
+
+both_ways = pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False], ids=["library", "zlib"])
+
+
+def ragged(sources, target_size):
+    """Copies of random sizes, back to back at the destination."""
+    rng, work, at = random.Random(3), [], 0
+    while at < target_size:
+        n = min(rng.randrange(0, 5000), target_size - at)
+        work.append((at, sources + at, n))
+        at += n
+    return work
+
+
+@both_ways
+def test_a_batch_is_shared_by_threads_and_copies_everything_once(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target = bytearray(SIZE)
+    work = ragged(address(SOURCE), SIZE)
+    batch, made = fastcopy.Batch(work), []
+    for _ in range(2):
+        batch.reset()
+        assert not batch.finished()
+        threads = [threading.Thread(target=lambda: made.append(batch.run(address(target)))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert batch.finished()
+        assert target == SOURCE
+        target[:] = bytes(SIZE)
+    assert sum(made) == 2 * len(work)
+    assert list(batch.sums) == [zlib.crc32(SOURCE[at : at + n]) for at, _, n in work]
+    assert batch.nbytes == SIZE
+
+
+@both_ways
+def test_a_batch_stops_between_two_copies_and_goes_on_later(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target = bytearray(SIZE)
+    batch = fastcopy.Batch(ragged(address(SOURCE), SIZE))
+    assert batch.run(address(target), array("I", [1])) == 0
+    assert not batch.finished()
+    assert batch.run(address(target), array("I", [0])) == len(batch)
+    assert batch.finished()
+    assert target == SOURCE
+
+
+@both_ways
+def test_a_batch_sums_up_what_stands_at_the_destination(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target = bytearray(SOURCE[:1000])
+    batch = fastcopy.Batch([(0, 0, 600), (600, 0, 400), (1000, 0, 0)])
+    batch.run(address(target))
+    assert list(batch.sums) == [zlib.crc32(SOURCE[:600]), zlib.crc32(SOURCE[600:1000]), 0]
+    assert target == SOURCE[:1000]
