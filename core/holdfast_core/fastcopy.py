@@ -120,17 +120,23 @@ class Batch:
     """Copies that several threads carry out together, once or again and again; each `run` call claims what is left.
 
     `work` holds (offset at the destination, source address or 0, bytes); 0 means: only sum up what stands at the destination.
-    The memory must stay valid while any `run` is under way. After `finished()`, `sums` has a CRC-32 for each copy.
+    The memory must stay valid while any `run` is under way. After `finished()`, `sums` has a CRC-32 for each copy: the i-th at i,
+    or at `places[i]` of an array("I") that is given.
     """
 
-    def __init__(self, work: Sequence[tuple[int, int, int]]) -> None:
-        self._work = array("Q", [number for copy in work for number in copy])
+    def __init__(
+        self, work: Sequence[tuple[int, int, int]], sums: array[int] | None = None, places: Sequence[int] | None = None
+    ) -> None:
+        where = range(len(work)) if places is None else places
+        self._work = array("Q", [n for copy, place in zip(work, where, strict=True) for n in (*copy, place)])
         self._count = len(work)
         self._next = array("Q", [0])
         self._done = bytearray(self._count)
         self._claim = threading.Lock()  # of the slow way only
-        self.nbytes = sum(self._work[2::3])
-        self.sums = array("I", bytes(4 * self._count))
+        self.nbytes = sum(self._work[2::4])
+        self.sums = array("I", bytes(4 * self._count)) if sums is None else sums
+        if self._count and max(self._work[3::4]) >= len(self.sums):
+            raise ValueError("a place for a checksum lies outside the array")
 
     def __len__(self) -> int:
         return self._count
@@ -164,8 +170,8 @@ class Batch:
                 index, self._next[0] = self._next[0], self._next[0] + 1
             if index >= self._count:
                 break
-            to, source, n = self._work[3 * index : 3 * index + 3]
-            self.sums[index] = zlib.crc32((ctypes.c_char * n).from_address(source or base + to)) if n else 0
+            to, source, n, place = self._work[4 * index : 4 * index + 4]
+            self.sums[place] = zlib.crc32((ctypes.c_char * n).from_address(source or base + to)) if n else 0
             if source and n:
                 ctypes.memmove(base + to, source, n)
             self._done[index] = 1

@@ -212,15 +212,17 @@ uint64_t holdfast_run(struct holdfast_piece *pieces, uint64_t count, volatile ui
   return i;
 }
 
-/* One copy of a batch: `to` is an offset from the batch's base; `from` NULL: only sum up what stands there. */
+/* One copy of a batch: `to` is an offset from the batch's base; `from` NULL: only sum up what stands there. The checksum goes to
+ * `sums[sum]`. */
 struct holdfast_copy {
   uint64_t to;
   const uint8_t *from;
   uint64_t n;
+  uint64_t sum;
 };
 
 /* Work off a batch together with any other thread that calls this on the same batch: each claims the next copy by `*next`.
- * Fills in `sums[i]`, then sets `done[i]`. A nonzero `*stop` ends it early. Returns how many copies this call made. */
+ * Fills in the checksum, then sets `done[i]`. A nonzero `*stop` ends it early. Returns how many copies this call made. */
 uint64_t holdfast_batch(const struct holdfast_copy *work, uint64_t count, uint8_t *base, uint32_t *sums, uint8_t *done,
                         uint64_t *next, const volatile uint32_t *stop) {
   uint64_t made = 0;
@@ -229,7 +231,7 @@ uint64_t holdfast_batch(const struct holdfast_copy *work, uint64_t count, uint8_
     if (i >= count) break;
     uint8_t *to = base + work[i].to;
     const uint8_t *from = work[i].from;
-    sums[i] = holdfast_copy_crc32(from ? to : NULL, from ? from : to, work[i].n, 0);
+    sums[work[i].sum] = holdfast_copy_crc32(from ? to : NULL, from ? from : to, work[i].n, 0);
     __atomic_store_n(&done[i], 1, __ATOMIC_RELEASE);
     made++;
   }

@@ -122,3 +122,17 @@ def test_a_batch_sums_up_what_stands_at_the_destination(monkeypatch, library):
     batch.run(address(target))
     assert list(batch.sums) == [zlib.crc32(SOURCE[:600]), zlib.crc32(SOURCE[600:1000]), 0]
     assert target == SOURCE[:1000]
+
+
+@both_ways
+def test_several_batches_share_one_array_of_checksums(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target, sums, at = bytearray(300), array("I", bytes(12)), address(SOURCE)
+    first = fastcopy.Batch([(0, at, 100), (200, at + 200, 100)], sums, [0, 2])
+    second = fastcopy.Batch([(100, at + 100, 100)], sums, [1])
+    second.run(address(target))
+    first.run(address(target))
+    assert list(sums) == [zlib.crc32(SOURCE[i : i + 100]) for i in (0, 100, 200)]
+    with pytest.raises(ValueError, match="outside"):
+        fastcopy.Batch([(0, at, 100)], sums, [3])
