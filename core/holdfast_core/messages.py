@@ -41,7 +41,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Command:
-    """An order to a sidecar. `kind`: prepare | launch | stop | persist | finish. A lower attempt is refused (409)."""
+    """An order to a sidecar. `kind`: prepare | launch | interval | stop | persist | finish. A lower attempt is refused (409).
+
+    `every` is the interval of snapshots in steps (prepare, interval); None, from an older operator, leaves it as it is.
+    """
 
     kind: str
     attempt: int
@@ -52,6 +55,7 @@ class Command:
     grace_seconds: float = 5.0  # stop, prepare, finish: SIGTERM before SIGKILL
     exit_code: int = 0  # finish
     reason: str = ""
+    every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,10 @@ class AgentState:
     `phase`: idle -> preparing -> prepared -> running -> (stopping ->) exited -> finished; `failed` is a failed prepare,
     explained in `error`. `sealed` lists the valid snapshots in RAM by rank, `committed` the newest step known to be sealed
     by all ranks. `error_source` is the source that could not be used.
+
+    `step_seconds` and `cost_seconds` are medians over the last steps and snapshots of the slowest rank (None: too few yet): the
+    time of a step, and what a snapshot takes from the training loop. `capture` is the trainer's word on how it captures, and
+    why. `every` is the interval in force (0: none was ordered; None: an older sidecar, which knows none).
     """
 
     job_uid: str
@@ -110,7 +118,14 @@ class AgentState:
     slot_bytes: int = 0
     arena_error: str = ""  # memory.size too small, with the size that is needed
     skipped: int = 0  # snapshots skipped since the sidecar started
-    stall_seconds: float = 0.0  # of the last snapshot
+    stall_seconds: float = 0.0  # of the last snapshot, as are the four below
+    fence_seconds: float = 0.0
+    capture_seconds: float = 0.0
+    copied: int = -1  # bytes that were copied anew; -1: unknown
+    capture: str = ""
+    step_seconds: float | None = None
+    cost_seconds: float | None = None
+    every: int | None = None
     version: int = VERSION
 
 
