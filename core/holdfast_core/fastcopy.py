@@ -120,8 +120,8 @@ class Batch:
     """Copies that several threads carry out together, once or again and again; each `run` call claims what is left.
 
     `work` holds (offset at the destination, source address or 0, bytes); 0 means: only sum up what stands at the destination.
-    The memory must stay valid while any `run` is under way. After `finished()`, `sums` has a CRC-32 for each copy: the i-th at i,
-    or at `places[i]` of an array("I") that is given.
+    The memory must stay valid while any `run` is under way. After `finished()`, `sums` has a CRC-32 for each copy: the i-th
+    at i, or at `places[i]` of an array("I") that is given.
     """
 
     def __init__(

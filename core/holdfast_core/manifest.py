@@ -148,10 +148,10 @@ def load(raw: bytes) -> SlotManifest:
     """Parse; raises CorruptShard."""
     try:
         node = json.loads(raw)
-        numbers = [_number(node[name]) for name in ("step", "attempt", "rank", "world_size")]
+        step, attempt, rank, world_size = (_number(node[name]) for name in ("step", "attempt", "rank", "world_size"))
         bare = [_entry(e) for e in node["entries"]]
         entries = tuple(_with_sums(bare, _unpack_sums(node["sums"])))
-        return SlotManifest(*numbers, entries, node["tree"], _text(node["algorithm"]))
+        return SlotManifest(step, attempt, rank, world_size, entries, node["tree"], _text(node["algorithm"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptShard(f"manifest: {type(error).__name__}: {error}") from error
 

@@ -35,13 +35,13 @@ class Stateful:
     place: Place = staticmethod(to_device)
 
     def __init__(self, target: Any) -> None:
-        self._target = target
+        self.target = target
 
     def state(self) -> Any:
-        return self._target.state_dict()
+        return self.target.state_dict()
 
     def load(self, state: Any) -> None:
-        self._target.load_state_dict(state)
+        self.target.load_state_dict(state)
 
 
 class ModuleSource(Stateful):
@@ -54,7 +54,7 @@ class ModuleSource(Stateful):
 
     def load(self, state: Any) -> None:
         """Copy in place. Another dtype would be cast in silence, so it is refused."""
-        for key, live in self._target.state_dict().items():
+        for key, live in self.target.state_dict().items():
             saved = state.get(key)
             if isinstance(live, torch.Tensor) and isinstance(saved, torch.Tensor) and live.dtype != saved.dtype:
                 raise StateMismatch(f"{key} is {live.dtype} in the live model, the snapshot has {saved.dtype}")
@@ -70,9 +70,9 @@ class OptimizerSource(Stateful):
     def load(self, state: Any) -> None:
         super().load(state)
         saved_ids = [p for group in state["param_groups"] for p in group["params"]]
-        live = [p for group in self._target.param_groups for p in group["params"]]
+        live = [p for group in self.target.param_groups for p in group["params"]]
         for saved_id, parameter in zip(saved_ids, live, strict=True):
-            _undo_casts(self._target.state.get(parameter, {}), state["state"].get(saved_id, {}))
+            _undo_casts(self.target.state.get(parameter, {}), state["state"].get(saved_id, {}))
 
 
 class GeneratorSource:
@@ -81,13 +81,13 @@ class GeneratorSource:
     place: Place = staticmethod(keep_on_cpu)
 
     def __init__(self, target: torch.Generator) -> None:
-        self._target = target
+        self.target = target
 
     def state(self) -> Any:
-        return self._target.get_state()
+        return self.target.get_state()
 
     def load(self, state: Any) -> None:
-        self._target.set_state(state)
+        self.target.set_state(state)
 
 
 class ValueSource:
