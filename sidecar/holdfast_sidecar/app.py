@@ -66,6 +66,7 @@ class App:
         self.trainers = Trainers(
             self.arenas, self.ranks, self.metrics, lambda: life.record, life.sealed, life.skipped, life.rank_changed
         )
+        life.interval_changed = self.trainers.pace.forget_steps
         self.states = States(life, self.trainers)
         self.metrics.watch(self.states, self.levels, self.arenas.ranks)
         self._local = LocalSocket(self._socket_path, life.launcher, self.trainers)

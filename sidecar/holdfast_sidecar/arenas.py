@@ -42,6 +42,7 @@ class Arenas:
         self.folder = Path(config.shared_dir) / ARENA_DIR
         self.ranks = range(config.first_rank, config.first_rank + config.processes)
         self.attempt = 0
+        self.every = 0
         self.error = ""
         self._budget = budget or Budget(config, self.folder)
         self._files: dict[int, tuple[ArenaFile, ...]] = {rank: () for rank in self.ranks}
@@ -142,6 +143,7 @@ class Arenas:
             arena.set_committed(file.buf, max(arena.committed(f.buf) for f in self._files[rank]))
             arena.set_floor(file.buf, max(arena.floor(f.buf) for f in self._files[rank]))
         self._files[rank] = (*self._files[rank], file)
+        arena.set_every(file.buf, self.every)  # last: this runs in a thread, and a new interval reaches either us or the list
         self.error = ""
         _log.info("arena of rank %d: %d slots of %d bytes", rank, header.slots, slot_bytes)
         return file
@@ -203,6 +205,12 @@ class Arenas:
         """Seal nothing below this step; what is not committed below it is free."""
         for file in self._intact():
             arena.set_floor(file.buf, step)
+
+    def set_every(self, steps: int) -> None:
+        """The interval of snapshots, for these arenas and those to come."""
+        self.every = steps
+        for file in self._intact():
+            arena.set_every(file.buf, steps)
 
     def lasting(self) -> dict[int, tuple[Copy, ...]]:
         """The snapshots in RAM by rank that may be committed or are: those that the writer may not overwrite at will."""

@@ -35,6 +35,7 @@ from .stores.level import Level
 from .uploads import Uploads
 
 _log = logging.getLogger(__name__)
+_MOST_STEPS = 1 << 40
 MakeMember = Callable[[Command, Callable[[], list[Reached]], Callable[[Order], None]], Member]
 
 
@@ -67,6 +68,7 @@ class Lifecycle:
         self.coordinator: Coordinator | None = None
         self.member: Member | None = None
         self.make_member: MakeMember
+        self.interval_changed: Callable[[], None] = lambda: None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last_uploads: dict[str, float] = {}
 
@@ -82,6 +84,7 @@ class Lifecycle:
             self.ranks.abandon("the sidecar was restarted and its record is lost")
             return
         self.ranks.load(self.record.ranks)
+        self.arenas.set_every(self.record.every)
         command = self.record.prepare
         if command is None:
             return
@@ -108,10 +111,18 @@ class Lifecycle:
         """Carry out a command, or begin to. Raises StaleCommand or BadCommand."""
         if command.attempt < self.record.attempt:
             raise StaleCommand
+        if command.every is not None and not 0 <= command.every <= _MOST_STEPS:
+            raise BadCommand(f"an interval of {command.every} steps is not one")
         if command.kind == "prepare":
             await self._prepare(command)
             return
-        act = {"launch": self._launch, "stop": self._stop, "persist": self._persist, "finish": self._finish}.get(command.kind)
+        act = {
+            "launch": self._launch,
+            "interval": self._interval,
+            "stop": self._stop,
+            "persist": self._persist,
+            "finish": self._finish,
+        }.get(command.kind)
         if act is None:
             raise BadCommand(f"unknown command {command.kind!r}")
         if command.kind != "stop" and (command.attempt > self.record.attempt or self.record.prepare is None):
@@ -135,7 +146,9 @@ class Lifecycle:
             level.forget_void(command.history)
         source = command.source
         kept = Copy(source.step, source.attempt) if source and source.level == MEMORY else None
-        self.record = Record(self.config.job_uid, command.attempt, phases.PREPARING, command, kept)
+        every = self.record.every
+        self.record = Record(self.config.job_uid, command.attempt, phases.PREPARING, command, kept, every=every)
+        self._set_every(command)
         self._update()
         self._begin(command)
 
@@ -181,6 +194,20 @@ class Lifecycle:
             node_rank=config.index,
             nodes=len(prepare.members),
         )
+
+    async def _interval(self, command: Command) -> None:
+        if self._set_every(command):
+            self._update()
+
+    def _set_every(self, command: Command) -> bool:
+        """Have snapshots taken as often as the command says; returns whether that is news."""
+        if command.every is None or command.every == self.record.every:
+            return False
+        _log.info("a snapshot every %d steps", command.every)
+        self.record = replace(self.record, every=command.every)
+        self.arenas.set_every(command.every)
+        self.interval_changed()
+        return True
 
     async def _stop(self, command: Command) -> None:
         self.launcher.stop(command.attempt, command.grace_seconds)

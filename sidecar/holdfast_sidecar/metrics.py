@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from holdfast_core.local import Sealed
 from holdfast_core.messages import MEMORY, AgentState
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,6 +16,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _JOB = ("namespace", "job_name")
 SKIP_REASONS = ("no_slot", "fenced", "too_small", "agent", "error", "other")
 _STALL = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_MODE = re.compile(r"(sync|lazy)\b(?:\D*(\d{1,3}) threads?\b)?")
+_MOST_THREADS = 64
 _COMMIT = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 
 
@@ -30,10 +34,16 @@ class Metrics:
         self.snapshots = self._counter("holdfast_snapshots", "Snapshots sealed in memory", "rank")
         self.skipped = self._counter("holdfast_snapshots_skipped", "Steps without a snapshot", "rank", "reason")
         self.captured = self._counter("holdfast_captured_bytes", "Bytes captured into memory")
+        self.copied = self._counter("holdfast_copied_bytes", "Bytes of captured state that were copied anew")
+        self.fence_waits = self._counter("holdfast_fence_waits", "Snapshots whose copy held up a training step", "rank")
+        self.fence_seconds = self._counter(
+            "holdfast_fence_wait_seconds", "What these copies made the training loop wait", "rank"
+        )
         self.uploaded = self._counter("holdfast_uploaded_bytes", "Bytes written to a durable level", "level")
         self.restored = self._counter("holdfast_restored_bytes", "Bytes made available for a restore", "level")
         self.errors = self._counter("holdfast_store_errors", "Failed accesses to a durable level", "level")
         self.stall = self._histogram("holdfast_snapshot_stall_seconds", "What a snapshot made the training loop wait", _STALL)
+        self.capture = self._histogram("holdfast_capture_seconds", "Copy and checksum of a snapshot, wherever they ran", _STALL)
         self.commit = self._histogram(
             "holdfast_store_commit_seconds", "From the order to upload until committed", _COMMIT, "level"
         )
@@ -62,9 +72,24 @@ class Metrics:
         for rank in ranks:
             self.count(self.snapshots, str(rank), by=0.0)
             self.count(self.skipped, str(rank), "no_slot", by=0.0)
+            self.count(self.fence_waits, str(rank), by=0.0)
+            self.count(self.fence_seconds, str(rank), by=0.0)
         self.count(self.restored, MEMORY, by=0.0)
         self.count(self.captured, by=0.0)
+        self.count(self.copied, by=0.0)
         self.stall.labels(*self._names)
+        self.capture.labels(*self._names)
+
+    def snapshot(self, message: Sealed, data_bytes: int) -> None:
+        """A snapshot was sealed, of so many bytes; what its trainer does not tell is counted as copied."""
+        rank = str(message.rank)
+        self.count(self.snapshots, rank)
+        self.count(self.captured, by=data_bytes)
+        self.count(self.copied, by=data_bytes if message.copied < 0 else min(message.copied, data_bytes))
+        self.observe(self.stall, message.stall_seconds)
+        self.observe(self.capture, message.capture_seconds)
+        self.count(self.fence_waits, rank, by=message.fence_seconds > 0)
+        self.count(self.fence_seconds, rank, by=message.fence_seconds)
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -102,6 +127,8 @@ class Gauges(Collector):
                 add("level_step", store.committed.step, store.name)
         add("arena_bytes", state.arena_bytes)
         add("agent_attempt", state.attempt)
+        add("snapshot_interval_steps", max(1, state.every or 0))
+        add("capture_mode", 1, *capture_mode(state.capture))
 
 
 def _families() -> dict[str, GaugeMetricFamily]:
@@ -111,5 +138,15 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "store_up": ("Whether the last access to the durable level worked", ("level",)),
         "arena_bytes": ("Shared memory taken by this pod's arenas", ()),
         "agent_attempt": ("Attempt that the sidecar is at", ()),
+        "snapshot_interval_steps": ("Steps from one snapshot to the next", ()),
+        "capture_mode": ("How the pod's first rank captures; always 1", ("mode", "threads")),
     }
     return {k: GaugeMetricFamily(f"holdfast_{k}", text, labels=(*_JOB, *labels)) for k, (text, labels) in table.items()}
+
+
+def capture_mode(text: str) -> tuple[str, str]:
+    """Mode and threads out of the trainer's sentence ("lazy, 2 threads: ..."), a bounded number of values."""
+    found = _MODE.match(text)
+    if found is None:
+        return ("other" if text else "none"), ""
+    return found[1], str(min(int(found[2]), _MOST_THREADS)) if found[2] else ""

@@ -33,6 +33,7 @@ class Record:
     error_source: Source | None = None
     exit_code: int = 0
     ranks: tuple[RankState, ...] = ()
+    every: int = 0  # interval of snapshots in steps; 0: none was ordered
 
     @property
     def history(self) -> History:

@@ -16,7 +16,7 @@ class States:
 
     def state(self) -> AgentState:
         """As of now."""
-        life, record = self._lifecycle, self._lifecycle.record
+        life, record, pace = self._lifecycle, self._lifecycle.record, self._trainers.pace
         return AgentState(
             job_uid=life.config.job_uid,
             pod=life.config.pod,
@@ -34,5 +34,12 @@ class States:
             slot_bytes=life.arenas.slot_bytes,
             arena_error=life.arenas.error,
             skipped=self._trainers.skipped,
-            stall_seconds=self._trainers.stall_seconds,
+            stall_seconds=pace.last.stall_seconds,
+            fence_seconds=pace.last.fence_seconds,
+            capture_seconds=pace.last.capture_seconds,
+            copied=pace.last.copied,
+            capture=pace.mode,
+            step_seconds=pace.step_seconds,
+            cost_seconds=pace.cost_seconds,
+            every=record.every,
         )

@@ -24,6 +24,7 @@ from holdfast_core.timeline import Copy
 
 from .arenas import Arenas
 from .metrics import SKIP_REASONS, Metrics
+from .pace import Pace, usable
 from .ranks import Ranks
 from .record import Record
 
@@ -55,7 +56,7 @@ class Trainers:
         self._record, self._sealed, self._skipped, self._changed = record, sealed, skipped, changed
         self.skipped = 0
         self._last: dict[int, Copy] = {}
-        self.stall_seconds = 0.0
+        self.pace = Pace()
 
     async def request(self, message: Attach | Reserve) -> Message:
         """Answer a request."""
@@ -106,6 +107,7 @@ class Trainers:
             self._on_skipped(message)
         elif isinstance(message, Progress):
             self._ranks.progress(message.rank, message.step, message.loss)
+            self.pace.progress(message.rank, message.attempt, message.step)
             self._changed(False)
         elif isinstance(message, Restored):
             self._ranks.restored(message.rank, message.step)
@@ -117,7 +119,6 @@ class Trainers:
 
     def _on_sealed(self, message: Sealed) -> None:
         """Believe the slot, not the message."""
-        self.stall_seconds = message.stall_seconds
         view = self._arenas.at(message.rank, message.path, message.slot)
         if view is None or view.slot.step != message.step or view.slot.attempt != message.attempt:
             return
@@ -125,10 +126,9 @@ class Trainers:
         if self._last.get(message.rank) == view.copy:
             return  # said again after a reconnect
         self._last[message.rank] = view.copy
-        metrics = self._metrics
-        metrics.count(metrics.snapshots, str(message.rank))
-        metrics.count(metrics.captured, by=view.slot.data_bytes)
-        metrics.observe(metrics.stall, max(0.0, message.stall_seconds))
+        told = usable(message)
+        self.pace.sealed(told)
+        self._metrics.snapshot(told, view.slot.data_bytes)
         self._changed(False)
 
     def _on_skipped(self, message: Skipped) -> None:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from holdfast_core import arena, local, manifest, wire
 from holdfast_core.config import CONFIG_ENV, SOCKET, TLS_NAME, SidecarConfig
@@ -283,6 +284,7 @@ class FakeTrainer:
         self.attached = self.line.ask(local.Attach(rank, attempt))
         self._path = ""
         self._buf: memoryview | None = None
+        self.costs: dict[str, Any] = {}  # what the next snapshots are said to have cost: fields of `Sealed`
 
     def reserve(self, slot_bytes: int | None = None) -> local.Message:
         need = slot_bytes or arena.slot_bytes_for(self.size + 4096, 4096)
@@ -291,6 +293,14 @@ class FakeTrainer:
             self._path = reply.path
             self._buf = map_file(Path(reply.path))
         return reply
+
+    @property
+    def every(self) -> int:
+        """The interval in the arena's header."""
+        if self._buf is None:
+            assert isinstance(self.reserve(), local.Reserved)
+        assert self._buf is not None
+        return arena.every(self._buf)
 
     def snapshot(self, step: int, *, skip_ok: bool = False) -> int:
         """The slot's index, -1 if there was none (only with `skip_ok`)."""
@@ -306,7 +316,7 @@ class FakeTrainer:
             self.line.send(local.Skipped(self.rank, self.attempt, step, "no_slot"))
             return -1
         nbytes = seal_content(buf, index, self.rank, self.world, step, self.attempt, self.size)
-        self.line.send(local.Sealed(self.rank, self.attempt, step, self._path, index, nbytes, 0.001))
+        self.line.send(local.Sealed(self.rank, self.attempt, step, self._path, index, nbytes, 0.001, **self.costs))
         self.line.send(local.Progress(self.rank, self.attempt, step, 1.5))
         return index
 

@@ -137,6 +137,8 @@ def test_metrics_tell_what_happened(make_job: MakeJob) -> None:
         ),
         f"holdfast_agent_attempt{{{labels}}} 1.0",
         f"holdfast_snapshot_stall_seconds_count{{{labels}}} 5.0",
+        f'holdfast_fence_waits_total{{{labels},rank="0"}} 0.0',
+        f"holdfast_snapshot_interval_steps{{{labels}}} 1.0",
     ):
         assert line in text, text
     assert "_created" not in text
