@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from holdfast_core.interval import Auto, Steps
 from holdfast_core.messages import Source
 from holdfast_core.planner import Emit, Observed, PodView, Status, plan, reasons
 from holdfast_core.planner.types import CreatePod
@@ -229,8 +230,10 @@ def test_random_faults_and_lost_orders_never_break_a_promise(seed):
     """Liveness and I1-I3 under random faults, with orders lost on the way (the operator dying half way looks the same)."""
     print(f"seed {seed}")
     rng = random.Random(seed)
-    shape = job(replicas=rng.choice([1, 2, 3, 4]), processes=rng.choice([1, 2]), restart_limit=1000, no_progress_limit=50)
+    every = rng.choice([Steps(), Steps(3), Auto(max_seconds=5.0)])
+    shape = job(rng.choice([1, 2, 3, 4]), rng.choice([1, 2]), every=every, restart_limit=1000, no_progress_limit=50)
     world = World(shape, steps=60, seed=seed)
+    world.step_seconds, world.cost_seconds = 0.25, 0.001
     world.lose_actions = rng.choice([0.0, 0.1, 0.3])
     for _ in range(rng.randrange(1, 8)):
         world.run(lambda w: w.status.stage == "running" or w.status.terminal, limit=4000)

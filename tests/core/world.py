@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field, replace
 
+from holdfast_core.arena import is_due
+from holdfast_core.interval import Rule, Steps
 from holdfast_core.messages import AgentState, Command, Inventory, RankState, Source, StoreInventory, StoreState
 from holdfast_core.planner import CreatePod, DeletePod, EndPod, Inspect, Job, Observed, PodView, Send, Status, plan
 from holdfast_core.timeline import Copy, Resume, is_valid
@@ -46,6 +48,7 @@ class Pod:
     error_source: Source | None = None
     ranks: list[Rank] = field(default_factory=list)
     committed: Copy | None = None
+    every: int = 0
 
     @property
     def up(self) -> bool:
@@ -67,6 +70,10 @@ class World:
         self.resumed: list[Source | None] = []
         self.lose_actions = 0.0
         self.max_common = -1
+        self.step_seconds: float | None = None  # what sidecars measure
+        self.cost_seconds: float | None = None
+        self.capture = ""
+        self.orders: list[Command] = []
 
     # --- one turn of everything
 
@@ -185,9 +192,10 @@ class World:
                 rank.state, rank.exit_code = "exited", 0
             return
         stop_after = self.rng.randrange(len(ranks)) if self.rng.random() < 0.05 else len(ranks)
+        every = [pod.every for pod in group for _ in pod.ranks]
         for number, rank in enumerate(ranks):
             rank.step = step
-            if number < stop_after:
+            if number < stop_after and (is_due(every[number], step) or step == self.steps - 1):
                 self._seal(rank, Copy(step, attempt), group[0].committed)
         self._commit(group, attempt)
 
@@ -246,6 +254,7 @@ class World:
     def _command(self, pod: Pod | None, command: Command) -> None:
         if pod is None or not pod.up or command.attempt < pod.attempt:
             return
+        self._note_order(pod, command)
         if command.kind == "prepare" and command.attempt > pod.attempt:
             assert all(m.pod for m in command.members)
             for rank in pod.ranks:
@@ -263,6 +272,11 @@ class World:
             self._persist(pod.committed, pod.attempt, pod.history)
         elif command.kind == "finish":
             pod.phase, pod.kube = "finished", "Succeeded"
+
+    def _note_order(self, pod: Pod, command: Command) -> None:
+        self.orders.append(command)
+        if command.every is not None:
+            pod.every = command.every
 
     # --- what the operator sees
 
@@ -290,6 +304,7 @@ class World:
         return AgentState(
             self.job.uid, pod.name, pod.index, pod.attempt, "exited" if ended else pod.phase, launcher=True,
             error=pod.error, error_source=pod.error_source, ranks=ranks, sealed=sealed, committed=pod.committed, stores=stores,
+            every=pod.every, step_seconds=self.step_seconds, cost_seconds=self.cost_seconds, capture=self.capture,
         )  # fmt: skip
 
     # --- the promises
@@ -312,6 +327,8 @@ class World:
             rank.sealed.clear()
 
 
-def job(replicas: int = 3, processes: int = 1, stores: tuple[str, ...] = ("pvc", "s3"), **policy) -> Job:
-    made = Job("default", "gpt", "0123456789", replicas, processes, stores)
+def job(
+    replicas: int = 3, processes: int = 1, stores: tuple[str, ...] = ("pvc", "s3"), every: Rule | None = None, **policy
+) -> Job:
+    made = Job("default", "gpt", "0123456789", replicas, processes, stores, every=every or Steps())
     return replace(made, policy=replace(made.policy, **policy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .. import interval
 from ..messages import RankState, Source
 from . import budget, reasons
 from .passing import Pass
@@ -84,6 +85,7 @@ def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True
         cause=status.cause if keep and status.cause else cause,
         failed_at=status.failed_at if keep else (since if since is not None else work.now),
         lost_at_step=status.lost_at_step if keep else status.step,
+        failures=status.failures if keep and status.stage != "draining" else interval.remember(status.failures, work.now),
         phase="Recovering" if status.first_step_at is not None else status.phase,
         attempt=status.attempt + 1 if started else status.attempt,
         running_since=None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import conditions, progress, reasons, stages
+from . import conditions, pace, progress, reasons, stages
 from .judge import lost
 from .passing import Pass
 from .types import Cause, CreatePod, DeletePod, EndPod, Job, Observed, Plan, Status, Worker
@@ -29,6 +29,7 @@ def plan(job: Job, observed: Observed, status: Status, now: float) -> Plan:
     else:
         _pods(work)
         progress.update(work)
+        pace.update(work)
         stages.advance(work)
     conditions.update(work)
     return work.result()

@@ -179,6 +179,7 @@ def _prepare_command(work: Pass) -> Command:
         master_port=29500 + status.attempt % 500,
         grace_seconds=0.0 if status.cause else work.job.policy.grace,
         reason=status.message,
+        every=status.interval.steps if status.interval else None,
     )
 
 

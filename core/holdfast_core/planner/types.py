@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..interval import Interval, Rule, Steps
 from ..messages import AgentState, Command, Inventory, Source
 from ..timeline import History
 
@@ -38,6 +39,7 @@ class Job:
     processes: int = 1
     stores: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    every: Rule = field(default_factory=Steps)
 
     @property
     def world_size(self) -> int:
@@ -156,7 +158,7 @@ class Status:
     """All that the planner remembers between passes; kept in the resource's status, written before any action.
 
     `stage` of the attempt: new, gathering, preparing, launching, running, draining, completing, finishing, done.
-    `reached` is the furthest step that all ranks finished in any attempt.
+    `reached` is the furthest step that all ranks finished in any attempt. `failures` are times of faults, for `interval`.
     """
 
     phase: str = "Pending"
@@ -174,6 +176,7 @@ class Status:
     reached: int = -1
     restarts: Restarts = field(default_factory=Restarts)
     recent_failures: tuple[float, ...] = ()
+    failures: tuple[float, ...] = ()
     no_progress: int = 0
     no_progress_step: int = -1
     checkpoints: Mapping[str, LevelStatus] = field(default_factory=dict)
@@ -185,6 +188,8 @@ class Status:
     goodput: float | None = None
     ready: int = 0
     completed_at: float | None = None
+    interval: Interval | None = None
+    capture: str = ""
     conditions: tuple[Condition, ...] = ()
     message: str = ""
 
