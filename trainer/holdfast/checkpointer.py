@@ -101,23 +101,12 @@ class Checkpointer:
     def _load(self, located: Located) -> int:
         who, slot = self._home.identity, located.slot
         try:
-            loaded = load.load(located.source, slot, rank=who.rank, world_size=who.world_size)
-            state = self._decode(loaded)
+            state = load.restore(located.source, slot, self._sources, rank=who.rank, world_size=who.world_size)
         except (CorruptShard, ArenaError) as error:
             self._home.refuse(slot.step, str(error))
             raise
         self._apply(state, slot.step)
         return slot.step
-
-    def _decode(self, loaded: load.Loaded) -> dict[str, Any]:
-        if not isinstance(loaded.tree, dict):
-            raise CorruptShard("the state tree is not an object")
-        places = {name: source.place for name, source in self._sources.items()}
-        return {
-            name: codec.decode(tree, loaded.leaves, places.get(name, codec.keep_on_cpu))
-            for name, tree in loaded.tree.items()
-            if name in places or name == _RNG
-        }
 
     def _apply(self, state: dict[str, Any], step: int) -> None:
         for name, source in self._sources.items():

@@ -2,7 +2,8 @@
 
 `encode` turns a tree of Python values into JSON values, in which tensors, byte strings and NumPy arrays stand as numbered
 references to leaves; `decode` is its exact inverse, type for type and bit for bit. What has no exact inverse is refused
-with the full key of the value. `capture` writes the leaves into a slot, `load` reads them back.
+with the full key of the value. `capture` writes the leaves into a slot, `load` brings them back; of a DTensor the leaf is this
+rank's shard (`shards`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import struct
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 from holdfast_core.manifest import UNIQUE, CorruptShard
 
 from ..errors import UnsupportedValue
+from . import shards
 
+LAYOUT = "g"  # of a tensor node: the `shards.Layout` of a DTensor, whose leaf is this rank's shard
 TAG = "!"  # marks an object that is not a plain dict; a dict that has this key itself is written as pairs
 BYTES = "bytes"
 _MAX_DEPTH = 200
@@ -28,7 +31,8 @@ _PLAIN_INT_BITS = 1024
 _NUMPY_KINDS = "biufcmMSU"
 
 Leaf = torch.Tensor | bytes | bytearray
-Place = Callable[[torch.Tensor, str], torch.Tensor]
+Leaves = Sequence[Leaf] | Mapping[int, Leaf]
+Whole = tuple[tuple[int, ...], tuple[int, ...]]  # of a shard: shape of the whole tensor, and where in it the shard starts
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,12 @@ class Encoder:
         return {TAG: "ndarray" if array else "npscalar", "e": index, "t": value.dtype.str, "s": list(value.shape)}
 
     def _tensor(self, value: torch.Tensor, key: str) -> Any:
+        node: dict[str, Any] = {TAG: "tensor"}
+        whole: Whole | None = None
+        if shards.is_sharded(value):
+            node[LAYOUT] = shards.layout_of(value).to_json()
+            whole = tuple(value.shape), shards.global_offset(value)
+            value = shards.local_part(value)
         problem = _tensor_problem(value)
         if problem:
             raise UnsupportedValue(f"{key}: {problem}")
@@ -134,10 +144,10 @@ class Encoder:
         index = self._alias(value)
         if index is None:
             nbytes = value.numel() * value.element_size()
-            index = self._leaf(value, key, dtype_name(value.dtype), tuple(value.shape), nbytes)
+            index = self._leaf(value, key, dtype_name(value.dtype), tuple(value.shape), nbytes, whole)
             if value.numel():
                 self._seen[_identity(value)] = index
-        node: dict[str, Any] = {TAG: "tensor", "e": index}
+        node["e"] = index
         if value.device.type != "cpu":
             node["d"] = value.device.type
         return node
@@ -145,19 +155,20 @@ class Encoder:
     def _alias(self, value: torch.Tensor) -> int | None:
         return self._seen.get(_identity(value)) if value.numel() else None
 
-    def _leaf(self, value: Leaf, key: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> int:
+    def _leaf(self, value: Leaf, key: str, dtype: str, shape: tuple[int, ...], nbytes: int, whole: Whole | None = None) -> int:
         unique, n = key, 1
         while unique in self._keys:  # {1: a, "1": b} have the same path
             n += 1
             unique = f"{key}#{n}"
         self._keys.add(unique)
         self.leaves.append(value)
-        self.specs.append(LeafSpec(unique, dtype, shape, nbytes))
+        self.specs.append(LeafSpec(unique, dtype, shape, nbytes, *(whole or ())))
         return len(self.leaves) - 1
 
 
 _SEQUENCES: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset"}
 _DICTS: dict[type, str] = {dict: "dict", OrderedDict: "odict", Counter: "counter"}
+PAIRS = frozenset(_DICTS.values())  # tags of nodes whose items are pairs of key and value
 
 
 def _identity(value: torch.Tensor) -> tuple[Any, ...]:
@@ -189,75 +200,63 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def keep_on_cpu(value: torch.Tensor, device: str) -> torch.Tensor:
-    """The default `Place`: leave tensors in host memory, whatever device they came from."""
-    return value
-
-
-def to_device(value: torch.Tensor, device: str) -> torch.Tensor:
-    """The other `Place`: back to the kind of device that the tensor came from (its current one, not its number)."""
-    return value.to(device)
-
-
-def decode(tree: Any, leaves: Sequence[Leaf], place: Place = keep_on_cpu) -> Any:
+def decode(tree: Any, leaves: Leaves) -> Any:
     """The value that was encoded; raises CorruptShard if the tree is not one that `encode` writes.
 
-    `place` decides where a tensor goes that was not on the CPU. References to one leaf give the same tensor object.
+    Tensors of `leaves` are handed out as they are, wherever they lie, and references to one leaf give the same object. Their
+    bytes may follow later; those of byte strings are needed now.
     """
-    placed: dict[int, torch.Tensor] = {}
     try:
-        return _decode(tree, leaves, place, placed)
+        return _decode(tree, leaves)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise CorruptShard(f"bad state tree: {type(error).__name__}: {error}") from error
 
 
-def _decode(node: Any, leaves: Sequence[Leaf], place: Place, placed: dict[int, torch.Tensor]) -> Any:
+def _decode(node: Any, leaves: Leaves) -> Any:
     if isinstance(node, list):
-        return [_decode(n, leaves, place, placed) for n in node]
+        return [_decode(n, leaves) for n in node]
     if not isinstance(node, dict):
         return node
     if TAG not in node:
-        return {k: _decode(v, leaves, place, placed) for k, v in node.items()}
+        return {k: _decode(v, leaves) for k, v in node.items()}
     tag = node[TAG]
     if tag == "tensor":
-        return _decode_tensor(node, leaves, place, placed)
+        return _decode_tensor(node, leaves)
     if tag in _BUILD_DICT:
-        result = _BUILD_DICT[tag]((k, _decode(v, leaves, place, placed)) for k, v in node["v"])
+        result = _BUILD_DICT[tag]((k, _decode(v, leaves)) for k, v in node["v"])
         if "m" in node:
-            result._metadata = _decode(node["m"], leaves, place, placed)
+            result._metadata = _decode(node["m"], leaves)
         return result
     if tag in _BUILD_SEQUENCE:
-        return _BUILD_SEQUENCE[tag](_decode(v, leaves, place, placed) for v in node["v"])
+        return _BUILD_SEQUENCE[tag](_decode(v, leaves) for v in node["v"])
     return _BUILD_SPECIAL[tag](node, leaves)
 
 
-def _decode_tensor(node: dict[str, Any], leaves: Sequence[Leaf], place: Place, placed: dict[int, torch.Tensor]) -> torch.Tensor:
-    index = node["e"]
-    if index not in placed:
-        leaf = leaves[index]
-        if not isinstance(leaf, torch.Tensor):
-            raise TypeError(f"leaf {index} is not a tensor")
-        placed[index] = place(leaf, node["d"]) if "d" in node else leaf
-    return placed[index]
+def _decode_tensor(node: dict[str, Any], leaves: Leaves) -> torch.Tensor:
+    leaf = leaves[node["e"]]
+    if not isinstance(leaf, torch.Tensor):
+        raise TypeError(f"leaf {node['e']} is not a tensor")
+    return leaf
 
 
-def _raw(node: dict[str, Any], leaves: Sequence[Leaf]) -> bytes | bytearray:
+def _raw(node: dict[str, Any], leaves: Leaves) -> bytes | bytearray:
     leaf: Leaf = leaves[node["e"]]
     if isinstance(leaf, torch.Tensor):
         raise TypeError(f"leaf {node['e']} is a tensor")
     return leaf
 
 
-def _numpy(node: dict[str, Any], leaves: Sequence[Leaf]) -> Any:
+def _numpy(node: dict[str, Any], leaves: Leaves) -> Any:
     numpy = import_module("numpy")
     dtype = numpy.dtype(str(node["t"]))
     if dtype.kind not in _NUMPY_KINDS:
         raise ValueError(f"NumPy dtype {dtype}")
-    array = numpy.frombuffer(bytearray(_raw(node, leaves)), dtype=dtype).reshape(node["s"])
+    raw = _raw(node, leaves)
+    array = numpy.frombuffer(raw if isinstance(raw, bytearray) else bytearray(raw), dtype=dtype).reshape(node["s"])
     return array if node[TAG] == "ndarray" else array[()]
 
 
-def _device(node: dict[str, Any], leaves: Sequence[Leaf]) -> torch.device:
+def _device(node: dict[str, Any], leaves: Leaves) -> torch.device:
     try:
         return torch.device(node["v"])
     except RuntimeError as error:
@@ -270,7 +269,7 @@ _BUILD_DICT: dict[str, Callable[[Iterable[tuple[Any, Any]]], Any]] = {
     "odict": OrderedDict,
     "counter": lambda pairs: Counter(dict(pairs)),
 }
-_BUILD_SPECIAL: dict[str, Callable[[dict[str, Any], Sequence[Leaf]], Any]] = {
+_BUILD_SPECIAL: dict[str, Callable[[dict[str, Any], Leaves], Any]] = {
     "int": lambda node, _: int(node["v"], 16),
     "float": lambda node, _: struct.unpack(">d", bytes.fromhex(node["v"]))[0],
     "complex": lambda node, _: complex(*struct.unpack(">dd", bytes.fromhex(node["v"]))),

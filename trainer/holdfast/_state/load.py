@@ -1,51 +1,74 @@
-"""A snapshot out of a slot: every byte is copied into private memory first and verified there, so that what is believed is
-exactly what is used, and nothing aliases the arena that the next snapshots overwrite.
+"""A snapshot out of a slot, at memory speed: one pass that copies each byte to where it belongs and checksums it on the way.
+
+In this order, so that nothing live is touched before everything that can be known is known:
+
+1. the manifest is checked and each entry must lie inside the slot, with one checksum for each chunk;
+2. byte strings and arrays are copied and verified (they are small, and needed to build the state);
+3. each leaf gets its destination (`placing`), and the state is built around tensors that do not hold their bytes yet;
+4. the pass (`transfer`) fills live tensors and new memory, and compares all checksums;
+5. devices and what the pass cannot write to are filled from the slot's verified bytes.
+
+Nothing that is handed out aliases the arena, which the next snapshots overwrite. If the pass meets a wrong checksum, live
+tensors are half written: whoever gets CorruptShard from `restore` must not go on with them. The Checkpointer tells its home,
+which ends the process (`AgentHome`) or lets the exception end it (`DirectoryHome`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from holdfast_core import arena, manifest
 from holdfast_core.arena import Slot
-from holdfast_core.checksum import ALGORITHM, first_mismatch
+from holdfast_core.checksum import ALGORITHM
 from holdfast_core.manifest import CorruptShard, Entry, SlotManifest
 
-from .codec import BYTES, Leaf, dtype_of
+from . import codec, transfer
 from .mapping import Mapped
+from .placing import Placing, address_of
+from .sources import RESERVED, Source
+from .transfer import Move
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A verified snapshot in private memory."""
+def restore(source: Mapped, slot: Slot, sources: Mapping[str, Source], *, rank: int, world_size: int) -> dict[str, Any]:
+    """The state of each source that the snapshot has, and of the RNGs; tensors that live on are already restored.
 
-    manifest: SlotManifest
-    leaves: tuple[Leaf, ...]
+    Raises CorruptShard or ArenaError that says which bytes are wrong, and StateMismatch if the snapshot does not fit.
+    """
+    document = _document(source, slot, rank, world_size)
+    if not isinstance(document.tree, dict):
+        raise CorruptShard("the state tree is not an object")
+    area = _area(source, slot)
+    placing = Placing(document.entries, area, lambda entry: _read(area, entry))
+    state = {}
+    for name, tree in document.tree.items():
+        if name in sources:
+            state[name] = _build(placing, tree, name, sources[name], document, slot.step)
+        elif name in RESERVED:
+            state[name] = codec.decode(tree, placing.bind(tree, None, follow=False))
+    transfer.carry_out(placing.moves())
+    placing.finish()
+    return state
 
-    @property
-    def tree(self) -> Any:
-        """The encoded state."""
-        return self.manifest.tree
 
-
-def load(source: Mapped, slot: Slot, *, rank: int, world_size: int) -> Loaded:
-    """Copy and verify; raises CorruptShard or ArenaError that says which bytes are wrong."""
-    document = _manifest(source, slot, rank, world_size)
-    data = arena.slot_data(source.buf, source.header, slot)
-    return Loaded(document, tuple(_leaf(data, entry) for entry in document.entries))
+def _build(placing: Placing, tree: Any, name: str, source: Source, document: SlotManifest, step: int) -> Any:
+    """The state of one source, whose tensors do not have their bytes yet."""
+    try:
+        live = source.live(tree, document.entries)
+        return codec.decode(tree, placing.bind(tree, live, follow=source.follow))
+    except Exception as error:
+        error.add_note(f"holdfast: while {name!r} was compared with the snapshot of step {step}; nothing was restored")
+        raise
 
 
 def verify(source: Mapped, slot: Slot, *, rank: int, world_size: int) -> None:
-    """Check a slot in place, without loading it; raises as `load` does."""
-    document = _manifest(source, slot, rank, world_size)
-    manifest.verify(document, arena.slot_data(source.buf, source.header, slot))
+    """Check a slot in place, without loading it; raises as `restore` does."""
+    document, base = _document(source, slot, rank, world_size), _area(source, slot).data_ptr()
+    transfer.carry_out([Move(e, base + e.offset, None) for e in document.entries])
 
 
-def _manifest(source: Mapped, slot: Slot, rank: int, world_size: int) -> SlotManifest:
+def _document(source: Mapped, slot: Slot, rank: int, world_size: int) -> SlotManifest:
     document = manifest.load(arena.slot_manifest(source.buf, source.header, slot))
     if (document.rank, document.world_size) != (rank, world_size):
         whose = f"rank {document.rank} of {document.world_size}"
@@ -54,36 +77,21 @@ def _manifest(source: Mapped, slot: Slot, rank: int, world_size: int) -> SlotMan
         raise CorruptShard(f"the slot's header says step {slot.step}, its manifest step {document.step}")
     if document.algorithm != ALGORITHM:
         raise CorruptShard(f"checksum algorithm {document.algorithm!r}, this build knows {ALGORITHM!r}")
+    for entry in document.entries:
+        if entry.offset < 0 or entry.nbytes < 0 or entry.offset + entry.nbytes > slot.data_bytes:
+            raise CorruptShard(f"{entry.key}: lies outside the shard's {slot.data_bytes} bytes")
+        transfer.check_sums(entry)
     return document
 
 
-def _leaf(data: memoryview, entry: Entry) -> Leaf:
-    source = manifest.entry_data(data, entry)
-    if entry.dtype == BYTES:
-        private = bytes(source)
-        _check(memoryview(private), entry)
-        return private
-    tensor = _empty(entry)
-    if entry.nbytes:
-        tensor.reshape(-1).view(torch.uint8).copy_(torch.frombuffer(source, dtype=torch.uint8))
-        _check(_memory(tensor), entry)
-    return tensor
+def _area(source: Mapped, slot: Slot) -> torch.Tensor:
+    size = arena.slot_data(source.buf, source.header, slot).nbytes
+    start = source.header.region(slot.index)
+    return source.bytes[start : start + size]
 
 
-def _check(private: memoryview, entry: Entry) -> None:
-    bad = first_mismatch(private, entry.checksums)
-    if bad is not None:
-        raise CorruptShard(f"{entry.key}: checksum mismatch in chunk {bad}")
-
-
-def _empty(entry: Entry) -> torch.Tensor:
-    """torch's own memory: some kernels give other last bits for another alignment."""
-    dtype = dtype_of(entry.dtype)
-    if min(entry.shape, default=0) < 0 or math.prod(entry.shape) * dtype.itemsize != entry.nbytes:
-        raise CorruptShard(f"{entry.key}: {entry.nbytes} bytes do not make {entry.dtype} of shape {entry.shape}")
-    return torch.empty(entry.shape, dtype=dtype)
-
-
-def _memory(tensor: torch.Tensor) -> memoryview:
-    nbytes = tensor.numel() * tensor.element_size()
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr()))
+def _read(area: torch.Tensor, entry: Entry) -> bytearray:
+    """A byte string in private memory, verified."""
+    private = bytearray(entry.nbytes)
+    transfer.carry_out([Move(entry, area.data_ptr() + entry.offset, address_of(private) if private else None)])
+    return private
