@@ -53,6 +53,10 @@ def _quantile(q: float, metric: str, labels: str, selector: str = JOB) -> str:
     return f"histogram_quantile({q}, sum by (le, {labels}) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
 
 
+_LOST = (
+    f"({_rate('holdfast_snapshot_stall_seconds_sum', 'job_name')} + {_rate('holdfast_fence_wait_seconds_total', 'job_name')})"
+    f" / count by (job_name) (holdfast_rank_step{{{JOB}}})"
+)
 _STAIRS = {"lineInterpolation": "stepAfter", "fillOpacity": 0}
 _STACKED = {"stacking": {"mode": "normal", "group": "A"}, "fillOpacity": 30, "lineInterpolation": "stepAfter"}
 _BARS = {"drawStyle": "bars", "fillOpacity": 80, "stacking": {"mode": "normal", "group": "A"}}
@@ -167,6 +171,55 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (Query(f"max by (pod) (holdfast_arena_bytes{{{JOB}}})", "{{pod}}"),),
                 unit="bytes",
                 width=8,
+            ),
+            Panel(
+                "Training time lost to snapshots",
+                "Share of its time that a rank waits for snapshots: in the call itself, and for copies that are not done yet.",
+                (Query(_LOST, "{{job_name}}"),),
+                unit="percentunit",
+                width=8,
+            ),
+            Panel(
+                "Seconds to capture",
+                "Copy and checksum of a snapshot, wherever they run: median and 99th percentile.",
+                (
+                    Query(_quantile(0.5, "holdfast_capture_seconds", "job_name"), "{{job_name}} median"),
+                    Query(_quantile(0.99, "holdfast_capture_seconds", "job_name"), "{{job_name}} p99"),
+                ),
+                unit="s",
+                width=8,
+            ),
+            Panel(
+                "Steps held up by a copy",
+                "Snapshots a second whose copy was not done when training wanted to change the state, by rank.",
+                (Query(_rate("holdfast_fence_waits_total", "job_name, rank"), "{{job_name}} rank {{rank}}"),),
+                unit="ops",
+                width=8,
+            ),
+            Panel(
+                "Bytes captured and copied",
+                "State in the snapshots, and what of it was copied anew, a second, over all pods. The rest had not changed.",
+                (
+                    Query(_rate("holdfast_captured_bytes_total", "job_name"), "{{job_name}} captured"),
+                    Query(_rate("holdfast_copied_bytes_total", "job_name"), "{{job_name}} copied"),
+                ),
+                unit="Bps",
+                width=8,
+            ),
+            Panel(
+                "Steps between snapshots",
+                "The interval that the sidecars obey; status.snapshots of the job explains it.",
+                (Query(f"max by (job_name) (holdfast_snapshot_interval_steps{{{JOB}}})", "{{job_name}}"),),
+                width=8,
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Pods by way of capture",
+                "Whether snapshots are copied at once (sync) or behind the next step (lazy), and by how many threads. "
+                "Chosen at run time; none: no snapshot yet.",
+                (Query(f"count by (mode, threads) (holdfast_capture_mode{{{JOB}}})", "{{mode}} {{threads}}"),),
+                width=8,
+                custom=_STACKED,
             ),
         ),
     ),

@@ -18,8 +18,9 @@ REASON = "it does not come up, and the spec was changed since it was created"
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
-    """A digest of what pods are made from."""
-    parts = [spec.get("workers", {}).get("template"), spec.get("checkpoint")]
+    """A digest of what pods are made from. The interval of snapshots is told to those that run."""
+    checkpoint = {k: v for k, v in (spec.get("checkpoint") or {}).items() if k != "every"}
+    parts = [spec.get("workers", {}).get("template"), checkpoint]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

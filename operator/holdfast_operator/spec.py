@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast_core import config
 from holdfast_core.config import StoreConfig
+from holdfast_core.interval import Auto, Rule, Seconds, Steps
 from holdfast_core.planner import Job, Policy
 from kubernetes.utils.quantity import parse_quantity
 
@@ -60,8 +61,9 @@ def parse(body: Mapping[str, Any]) -> JobSpec:
     meta, spec = body["metadata"], _mapping(body, "spec", "")
     workers = _mapping(spec, "workers", "spec.")
     template = _mapping(workers, "template", "spec.workers.")
-    memory = spec.get("checkpoint", {}).get("memory", {})
-    stores = tuple(_store(s) for s in spec.get("checkpoint", {}).get("stores", []))
+    checkpoint = spec.get("checkpoint", {})
+    memory = checkpoint.get("memory", {})
+    stores = tuple(_store(s) for s in checkpoint.get("stores", []))
     job = Job(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -70,6 +72,7 @@ def parse(body: Mapping[str, Any]) -> JobSpec:
         processes=_processes(workers, template),
         stores=tuple(s.name for s in stores),
         policy=_policy(spec),
+        every=_every(checkpoint.get("every") or {"steps": 1}),
     )
     size = memory.get("size", "auto")
     slot_bytes = 0 if size == "auto" else _bytes(size, "spec.checkpoint.memory.size")
@@ -126,6 +129,23 @@ def _policy(spec: Mapping[str, Any]) -> Policy:
         startup_deadline=float(run.get("startupDeadlineSeconds", plain.startup_deadline)),
         hang_deadline=float(run.get("hangDeadlineSeconds", plain.hang_deadline)),
     )
+
+
+def _every(every: Mapping[str, Any]) -> Rule:
+    """The rule for the interval of snapshots; the API server has checked the numbers."""
+    field = "spec.checkpoint.every"
+    given = [name for name in ("steps", "seconds", "auto") if every.get(name) is not None]
+    if len(given) != 1:
+        raise SpecError(field, f"must have exactly one of steps, seconds and auto, not {' and '.join(given) or 'none'}")
+    if "steps" in given:
+        return Steps(int(every["steps"]))
+    if "seconds" in given:
+        return Seconds(float(every["seconds"]))
+    auto, plain = every["auto"], Auto()
+    low, high = int(auto.get("minSteps", plain.min_steps)), auto.get("maxSteps")
+    if high is not None and int(high) < low:
+        raise SpecError(f"{field}.auto.maxSteps", f"{high} is below minSteps, {low}")
+    return Auto(low, None if high is None else int(high), float(auto.get("maxSeconds", plain.max_seconds)))
 
 
 def _store(store: Mapping[str, Any]) -> Store:

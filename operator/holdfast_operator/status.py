@@ -70,6 +70,7 @@ def document(record: Record, spec: JobSpec, problem: Problem | None, before: Map
         "selector": f"{names.LABEL_UID}={spec.job.uid}",
         "restarts": _restarts(status),
         "checkpoints": {n: {"step": c.step, "time": iso(c.time)} for n, c in sorted(status.checkpoints.items())},
+        "snapshots": _snapshots(status),
         "recoveries": status.recoveries,
         "lastRecovery": _recovery(status.last_recovery) if status.last_recovery else None,
         "goodput": status.goodput,
@@ -138,6 +139,14 @@ def _saved(status: Status) -> str | None:
         return None
     level = max(status.checkpoints, key=lambda n: (status.checkpoints[n].step, n == MEMORY, n))
     return f"{level}@{status.checkpoints[level].step}"
+
+
+def _snapshots(status: Status) -> dict[str, Any] | None:
+    """How often and in which way they are taken, and why."""
+    made = {"capture": status.capture} if status.capture else {}
+    if status.interval is None:
+        return made or None
+    return {"steps": status.interval.steps, "reason": status.interval.reason, **made}
 
 
 def _restarts(status: Status) -> dict[str, int]:

@@ -79,8 +79,14 @@ class Pace:
 
 def usable(message: Sealed) -> Sealed:
     """The message with times and sizes that can be counted and told on: finite, not negative; its words not too many."""
-    seconds = {n: _finite(getattr(message, n)) for n in ("stall_seconds", "fence_seconds", "capture_seconds")}
-    return replace(message, **seconds, copied=max(-1, message.copied), mode=message.mode[:_MODE_LENGTH])
+    return replace(
+        message,
+        stall_seconds=_finite(message.stall_seconds),
+        fence_seconds=_finite(message.fence_seconds),
+        capture_seconds=_finite(message.capture_seconds),
+        copied=max(-1, message.copied),
+        mode=message.mode[:_MODE_LENGTH],
+    )
 
 
 def _finite(seconds: float) -> float:

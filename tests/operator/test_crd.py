@@ -62,6 +62,12 @@ def with_store(**store: Any) -> Job:
     return body
 
 
+def with_every(every: Any) -> Job:
+    body = minimal()
+    body["spec"]["checkpoint"] = {"every": every}
+    return body
+
+
 def pod_spec(body: Job) -> dict[str, Any]:
     made: dict[str, Any] = body["spec"]["workers"]["template"]["spec"]
     return made
@@ -105,6 +111,15 @@ INVALID = [
     (change(lambda b: b["spec"], "checkpoint", {"memory": {"size": 0}}), "spec.checkpoint.memory.size", "quantity"),
     (change(lambda b: b["spec"], "checkpoint", {"memory": {"slots": 1}}), "spec.checkpoint.memory.slots", "greater than"),
     (change(lambda b: b["spec"], "checkpoint", {"memory": {"slots": 9}}), "spec.checkpoint.memory.slots", "less than"),
+    (with_every({}), "spec.checkpoint.every.steps", "exactly one of steps, seconds and auto"),
+    (with_every({"steps": 1, "seconds": 1}), "spec.checkpoint.every.steps", "exactly one"),
+    (with_every({"steps": 1, "auto": {}}), "spec.checkpoint.every.steps", "exactly one"),
+    (with_every({"steps": 0}), "spec.checkpoint.every.steps", "greater than"),
+    (with_every({"seconds": 0}), "spec.checkpoint.every.seconds", "greater than"),
+    (with_every({"auto": {"minSteps": 0}}), "spec.checkpoint.every.auto.minSteps", "greater than"),
+    (with_every({"auto": {"minSteps": 8, "maxSteps": 4}}), "spec.checkpoint.every.auto.maxSteps", "not be below minSteps"),
+    (with_every({"auto": {"maxSeconds": 0}}), "spec.checkpoint.every.auto.maxSeconds", "greater than"),
+    (with_every({"auto": "yes"}), "spec.checkpoint.every.auto", "must be of type object"),
     (with_store(name="memory"), "spec.checkpoint.stores[0].name", "Holdfast's own"),
     (with_store(name="Upper_case"), "spec.checkpoint.stores[0].name", "a-z"),
     (with_store(url="s3://b/p"), "spec.checkpoint.stores[0].persistentVolumeClaim", "exactly one"),
@@ -181,6 +196,10 @@ def test_an_invalid_job_is_refused_by_the_fields_name(server: Server, body: Job,
         minimal(),
         with_store(),
         with_store(persistentVolumeClaim=None, url="s3://bucket", secretRef={"name": "s"}),
+        with_every({"steps": 8}),
+        with_every({"seconds": 30}),
+        with_every({"auto": {}}),
+        with_every({"auto": {"minSteps": 4, "maxSteps": 4, "maxSeconds": 60}}),
         change(workers, "processesPerPod", 8),
         change(lambda b: b["spec"], "checkpoint", {"memory": {"size": "2Gi"}}),
         change(lambda b: b["spec"], "checkpoint", {"memory": {"size": 1048576}}),
@@ -190,6 +209,12 @@ def test_an_invalid_job_is_refused_by_the_fields_name(server: Server, body: Job,
 def test_a_valid_job_is_accepted_and_passed_on_unchanged(server: Server, body: Job):
     made = server.create(body, dry_run=True)
     assert pod_spec(made) == pod_spec(body)
+
+
+@pytest.mark.cluster
+def test_the_limits_of_auto_have_defaults(server: Server):
+    made = server.create(with_every({"auto": {}}), dry_run=True)
+    assert made["spec"]["checkpoint"]["every"] == {"auto": {"minSteps": 1, "maxSeconds": 600}}
 
 
 @pytest.mark.cluster

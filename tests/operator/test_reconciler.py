@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import dataclasses
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -179,6 +180,44 @@ def test_an_operator_that_was_killed_goes_on_where_it_was(tmp_path):
         assert (after.attempt, after.workers, after.history) == (1, before.planner.workers, before.planner.history)
         assert bench.pods() == pods
         assert [c for s in bench.sidecars.values() for c in s.commands] == []  # nobody was disturbed
+
+    run(tmp_path, story)
+
+
+def events(bench: Bench, reason: str) -> int:
+    """How many there are."""
+    return sum("/events/" in path and body["reason"] == reason for path, body in bench.api.objects.items())
+
+
+def test_another_interval_reaches_the_sidecars_and_the_status_and_is_told(tmp_path):
+    async def story(bench: Bench) -> None:
+        await running(bench)
+        prepare = next(c for c in bench.sidecars[bench.pods()[0]].commands if c.kind == "prepare")
+        assert prepare.every == 1
+        for sidecar in bench.sidecars.values():
+            await sidecar.say(
+                dataclasses.replace(sidecar.state, every=1, step_seconds=0.5, cost_seconds=0.05, capture="sync: why")
+            )
+        body = copy.deepcopy(bench.api.objects[JOB])
+        body["spec"]["checkpoint"]["every"] = {"auto": {"maxSeconds": 60}}
+        bench.change(body)
+        for sidecar in bench.sidecars.values():
+            await until(lambda s=sidecar: any((c.kind, c.attempt, c.every) == ("interval", 1, 128) for c in s.commands))
+            await sidecar.say(dataclasses.replace(sidecar.state, every=128))
+        await until(lambda: bench.status.get("snapshots", {}).get("capture") == "sync: why")
+        assert bench.status["snapshots"]["steps"] == 128
+        assert bench.status["snapshots"]["reason"].endswith("held down by maxSeconds 60")
+        told = [c for s in bench.sidecars.values() for c in s.commands if c.kind == "interval"]
+        await until(lambda: events(bench, "SnapshotInterval") == 1)
+        writes = [p for m, p in bench.api.journal if m == "PUT"]
+        for seconds in (0.0501, 0.0502, 0.0503):
+            for sidecar in bench.sidecars.values():
+                await sidecar.say(dataclasses.replace(sidecar.state, cost_seconds=seconds))
+            bench.reconciler.wake()
+            await until(lambda: all(s.state.cost_seconds == seconds for s in bench.sidecars.values()))  # noqa: B023
+        await bench.kill()
+        assert [c for s in bench.sidecars.values() for c in s.commands if c.kind == "interval"] == told
+        assert len([p for m, p in bench.api.journal if m == "PUT"]) <= len(writes) + 1, "digits are not written"
 
     run(tmp_path, story)
 

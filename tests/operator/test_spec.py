@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from holdfast_core.interval import Auto, Rule, Seconds, Steps
 from holdfast_operator import spec
 from holdfast_operator.spec import SpecError
 from operator_samples import job, trainer
@@ -22,6 +23,39 @@ def test_a_whole_spec():
 def test_durations(text: str, seconds: float):
     body = job(failurePolicy={"restarts": {"window": text}})
     assert spec.parse(body).job.policy.restart_window == seconds
+
+
+@pytest.mark.parametrize(
+    ("every", "rule"),
+    [
+        (None, Steps(1)),
+        ({"steps": 8}, Steps(8)),
+        ({"seconds": 30}, Seconds(30.0)),
+        ({"auto": {}}, Auto(1, None, 600.0)),
+        ({"auto": {"minSteps": 2, "maxSteps": 64, "maxSeconds": 60}}, Auto(2, 64, 60.0)),
+    ],
+)
+def test_how_often_snapshots_are_taken(every: dict[str, Any] | None, rule: Rule):
+    body = job()
+    body["spec"]["checkpoint"] |= {"every": every} if every else {}
+    assert spec.parse(body).job.every == rule
+
+
+def test_pods_are_not_outdated_by_another_interval():
+    body = job()
+    before = spec.parse(body).fingerprint
+    body["spec"]["checkpoint"]["every"] = {"steps": 8}
+    assert spec.parse(body).fingerprint == before
+    body["spec"]["checkpoint"]["memory"]["slots"] = 4
+    assert spec.parse(body).fingerprint != before
+
+
+def _two_intervals(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["every"] = {"steps": 1, "auto": {}}
+
+
+def _crossed_limits(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["every"] = {"auto": {"minSteps": 8, "maxSteps": 4}}
 
 
 def _without_trainer(body: dict[str, Any]) -> None:
@@ -62,6 +96,8 @@ def _no_spec(body: dict[str, Any]) -> None:
         (_bad_window, "spec.failurePolicy.restarts.window"),
         (_escaping_path, "spec.checkpoint.stores[pvc].persistentVolumeClaim.subPath"),
         (_no_spec, "spec.workers"),
+        (_two_intervals, "spec.checkpoint.every"),
+        (_crossed_limits, "spec.checkpoint.every.auto.maxSteps"),
     ],
 )
 def test_refusals_name_the_field(spoil: Any, field: str):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from holdfast_core.interval import Interval
 from holdfast_core.planner import Condition, LevelStatus, Recovery, Restarts, Status
 from holdfast_core.wire import WireError
 from holdfast_operator import spec, status
@@ -107,6 +108,16 @@ def test_what_people_read():
     assert made["selector"] == "holdfast.dev/job-uid=0a1b2c3d-0000-4000-8000-000000000000"
     assert [c["type"] for c in made["conditions"]] == ["Accepted", "PodsReady", "Training"]
     assert {c["observedGeneration"] for c in made["conditions"]} == {3}
+
+
+def test_how_snapshots_are_taken_is_told():
+    record = sample()
+    assert "snapshots" not in status.document(record, spec.parse(job()), None, {}, 1.0)
+    planner = dataclasses.replace(
+        record.planner, interval=Interval(8, "every 8 steps, because", "basis"), capture="lazy, 1 thread"
+    )
+    made = status.document(dataclasses.replace(record, planner=planner), spec.parse(job()), None, {}, 1.0)
+    assert made["snapshots"] == {"steps": 8, "reason": "every 8 steps, because", "capture": "lazy, 1 thread"}
 
 
 def test_of_equally_fresh_levels_memory_is_named():

@@ -135,6 +135,31 @@ def test_a_killed_rank_resumes_from_memory_and_the_weights_are_the_same(
     assert weights(tmp_path) == expected
 
 
+EVERY = """
+import os, pathlib
+import torch, holdfast
+from holdfast_core import arena
+weight = torch.zeros(4)
+ckpt = holdfast.Checkpointer(weight=weight)
+for step in ckpt.steps(40):
+    ckpt.snapshot(step)
+    if step == 39:
+        files = (pathlib.Path(os.environ["HOLDFAST_SOCKET"]).parents[1] / "arena").iterdir()
+        print("every", {arena.every(memoryview(f.read_bytes())) for f in files})
+"""
+
+
+@pytest.mark.torch
+def test_the_interval_of_the_command_line_reaches_the_script(tmp_path: Path, run: Run) -> None:
+    assert run("--every", "4", script(tmp_path, EVERY)).wait(60) == 0, log(tmp_path)
+    assert "every {4}" in log(tmp_path)
+
+
+def test_an_interval_that_is_none_is_refused(tmp_path: Path, run: Run) -> None:
+    assert run("--every", "often", script(tmp_path, EVERY)).wait(60) == 2
+    assert "'often' is not a number of steps (8), of seconds (30s), or auto" in log(tmp_path)
+
+
 @pytest.mark.torch
 def test_interrupted_it_leaves_nothing_but_the_store_and_goes_on_from_there(tmp_path: Path, run: Run) -> None:
     name = script(tmp_path, TRAIN)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast_core import __version__
+from holdfast_core import __version__, interval
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train on this machine with sidecar, launcher and planner as local processes")
     run.add_argument("-n", "--processes", type=_positive, default=1, help="ranks to start (default: 1)")
+    run.add_argument(
+        "--every", type=_every, default="1", metavar="N|Ns|auto",
+        help="a snapshot every N steps (default: 1), every N seconds (30s), or as its cost and the failures suggest (auto)",
+    )  # fmt: skip
     run.add_argument("--store", metavar="DIR", help="also keep snapshots in this directory, and resume from it")
     run.add_argument("--every-seconds", type=float, default=60.0, metavar="S", help="how often into the store (default: 60)")
     run.add_argument("--keep", type=_positive, default=3, metavar="K", help="snapshots kept in the store (default: 3)")
@@ -49,6 +53,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _every(text: str) -> interval.Rule:
+    try:
+        return interval.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps (8), of seconds (30s), or auto") from error
+
+
 def _run(arguments: argparse.Namespace, command: Sequence[str], name: str) -> int:
     missing = [m for m in ("holdfast_sidecar", "aiohttp", "fsspec") if importlib.util.find_spec(m) is None]
     if missing:
@@ -61,6 +72,7 @@ def _run(arguments: argparse.Namespace, command: Sequence[str], name: str) -> in
     policy = Policy(restart_limit=arguments.max_restarts, hang_deadline=arguments.hang_seconds)
     store = str(Path(arguments.store).resolve()) if arguments.store else None
     options = Options(
-        command, name, arguments.processes, policy, store, arguments.every_seconds, arguments.keep, arguments.verbose
-    )
+        command, name, arguments.processes, policy, store, arguments.every_seconds, arguments.keep, arguments.verbose,
+        arguments.every,
+    )  # fmt: skip
     return run(options)

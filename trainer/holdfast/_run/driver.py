@@ -9,9 +9,10 @@ import time
 import types
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from holdfast_core.config import SidecarConfig, StoreConfig
+from holdfast_core.interval import Rule, Steps
 from holdfast_core.messages import Command, Inventory
 from holdfast_core.planner import (
     Action,
@@ -49,6 +50,7 @@ class Options:
     every_seconds: float = 60.0
     keep: int = 3
     verbose: bool = False
+    every: Rule = field(default_factory=Steps)
 
 
 def run(options: Options) -> int:
@@ -67,7 +69,7 @@ class Driver:
         self._uid = uuid.uuid4().hex
         stores = ("store",) if options.store else ()
         name = re.sub(r"[^a-z0-9-]", "-", options.name.lower()).strip("-")[:40] or "job"
-        self._job = Job("local", name, self._uid, 1, options.processes, stores, options.policy)
+        self._job = Job("local", name, self._uid, 1, options.processes, stores, options.policy, options.every)
         self._status = Status()
         self._screen = Screen(options.verbose)
         self._once = Once()

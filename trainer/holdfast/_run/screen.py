@@ -34,6 +34,8 @@ class Screen:
         """Something happened to the job."""
         if event.reason in (reasons.RECOVERED, reasons.COMPLETED):
             note(event.message)
+        elif event.reason == reasons.SNAPSHOT_INTERVAL:
+            note(f"snapshots: {event.message}")
         elif self._verbose or event.reason in (reasons.JOB_FAILED, reasons.SOURCE_REJECTED):
             note(f"{event.reason}: {event.message}")
         elif event.warning and event.reason not in (reasons.POD_REPLACED, reasons.DRAINING):
