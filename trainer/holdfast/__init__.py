@@ -2,7 +2,8 @@
 
 The launcher imports this package too, and must stay light: torch is loaded only when `Checkpointer` is touched (PEP 562).
 Neighbours: `_state` (what is captured, and how it is stored), `_home` (where snapshots go: the sidecar's shared memory, or
-a local directory), `_launcher` (starts the processes that run the script), `cli` (`holdfast run`).
+a local directory), `_launcher` (starts the processes that run the script), `_rebuild` (`resilient`: a process that outlives
+the failure of another rank), `cli` (`holdfast run`).
 """
 
 from __future__ import annotations
@@ -12,17 +13,31 @@ from typing import TYPE_CHECKING, Any
 from holdfast_core import __version__
 
 if TYPE_CHECKING:
+    from ._capture.report import CaptureReport
+    from ._rebuild.loop import resilient
     from .checkpointer import Checkpointer
-    from .errors import AgentUnreachable, HoldfastError, UnsupportedValue
+    from .errors import AgentUnreachable, HoldfastError, Interrupted, UnsupportedValue
 
 _LAZY = {
+    "CaptureReport": "_capture.report",
     "Checkpointer": "checkpointer",
     "AgentUnreachable": "errors",
     "HoldfastError": "errors",
+    "Interrupted": "errors",
     "UnsupportedValue": "errors",
+    "resilient": "_rebuild.loop",
 }
 
-__all__ = ["AgentUnreachable", "Checkpointer", "HoldfastError", "UnsupportedValue", "__version__"]
+__all__ = [
+    "AgentUnreachable",
+    "CaptureReport",
+    "Checkpointer",
+    "HoldfastError",
+    "Interrupted",
+    "UnsupportedValue",
+    "__version__",
+    "resilient",
+]
 
 
 def __getattr__(name: str) -> Any:

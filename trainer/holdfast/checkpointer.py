@@ -11,16 +11,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from holdfast_core.arena import ArenaError
 from holdfast_core.manifest import CorruptShard
 
+from ._capture.device import LateNumber
+from ._capture.engine import Engine
+from ._capture.report import CaptureReport
 from ._home import open_home
 from ._home.base import Home, Located
 from ._log import Once, note
-from ._state import capture, codec, load, rng
-from ._state.mapping import Mapped
+from ._rebuild import live
+from ._state import load, rng
 from ._state.sources import Source, ValueSource, make
-from .errors import SnapshotSkipped, UnsupportedValue
 
 _RNG = "rng"
 
@@ -55,11 +58,13 @@ class Checkpointer:
         given = {name: target for name, target in {**named, **others}.items() if target is not None}
         self._sources: dict[str, Source] = {name: make(name, target) for name, target in given.items()}
         self._home: Home = open_home()
-        self._plan: capture.Plan | None = None
         self._restored_step: int | None = None
         self._loss: float | None = None
         self._in_steps = False
         self._once = Once()
+        self._late_loss: LateNumber | None = None
+        self._engine = Engine(self._sources, self._home, lambda topic, text: self._once.note(topic.partition(":")[0], text))
+        live.register(self)
 
     def __getitem__(self, name: str) -> Any:
         """The current value of a plain value that was given under this name."""
@@ -121,52 +126,48 @@ class Checkpointer:
         rng.restore(state[_RNG])  # last: loading may draw numbers
 
     def snapshot(self, step: int, loss: Any = None) -> bool:
-        """Capture the state after `step`. Returns whether it was taken; if not, the reason is reported and training goes on.
+        """Capture the state after `step`, before the next one begins. Returns whether it is being taken.
 
+        The copy may still run when this returns: it is fenced from what would change the tensors (see `fence`). A snapshot that
+        is not due (`checkpoint.every`) is not taken; one that cannot be taken is reported with the reason. Training goes on.
         Raises UnsupportedValue (a TypeError) in the first call if something given to the Checkpointer cannot be stored.
         """
-        start = time.monotonic()
-        self._loss = _number(loss)
-        problem = self._try(step, start)
-        if problem:
-            self._once.note(problem.partition(":")[0], f"no snapshot of step {step}: {problem}")
-            self._home.skipped(step, problem)
+        self._loss = self._number(loss)
+        taken = self._engine.is_due(step) and not self._engine.snapshot(step)
         if not self._in_steps:
             self._home.progress(step, self._loss)  # a loop of the user's own: nobody else tells
-        return not problem
+        return taken
 
-    def _try(self, step: int, start: float) -> str:
-        """Why there is no snapshot of this step; empty if there is one."""
-        try:
-            target, written = self._capture(step)
-            self._home.sealed(target, written, step, time.monotonic() - start)
-        except UnsupportedValue as error:
-            if self._plan is None:
-                raise
-            return str(error)
-        except SnapshotSkipped as error:
-            return str(error)
-        except Exception as error:  # noqa: BLE001 - a failed save must never end training (promise I5)
-            return f"{type(error).__name__}: {error}"
-        return ""
+    def fence(self) -> None:
+        """Return when everything of the last snapshot is copied: call it before you change parameters by hand.
 
-    def _capture(self, step: int) -> tuple[Mapped, capture.Written]:
-        encoder = codec.Encoder()
-        tree = {name: encoder.encode(source.state(), name) for name, source in self._sources.items()}
-        tree[_RNG] = encoder.encode(rng.capture(), _RNG)
-        self._plan = plan = capture.make_plan(encoder.specs, tree, self._plan)
-        target = self._home.target(plan.slot_bytes)
-        slot = capture.choose(target, self._home.identity, step)
-        entries = capture.copy(encoder.leaves, plan, target, slot)
-        return target, capture.seal(plan, entries, target, slot, step=step, who=self._home.identity, tree=tree)
+        Optimizers of torch need no call: their steps wait by themselves, and for what they change only.
+        """
+        self._engine.fence()
+
+    def wait(self, timeout: float = 60.0) -> bool:
+        """Until the last snapshot is sealed, `timeout` seconds at most; False if it was not, or was dropped."""
+        return self._engine.wait(timeout)
+
+    def report(self) -> CaptureReport:
+        """What snapshots cost so far, and how they are copied."""
+        return self._engine.report()
 
     def close(self) -> None:
-        """Say what is left to say to the sidecar. Called at the end of `steps`; takes a second at most."""
+        """Finish the snapshot that is under way and say what is left to say to the sidecar. Called at the end of `steps`."""
+        self._engine.close()
         self._home.close()
+
+    def _number(self, loss: Any) -> float | None:
+        """The loss for the status. One on a device is fetched behind the step, and told with the next."""
+        if not (isinstance(loss, torch.Tensor) and loss.is_cuda):
+            return _number(loss)
+        before, self._late_loss = self._late_loss, LateNumber(loss)
+        return before.get() if before is not None else None
 
 
 def _number(loss: Any) -> float | None:
-    """The loss for the status; what is no number is left out: it only informs."""
+    """What is no number is left out: it only informs."""
     try:
         number = float(getattr(loss, "detach", lambda: loss)())
     except (TypeError, ValueError, RuntimeError):

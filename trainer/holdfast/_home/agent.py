@@ -12,8 +12,9 @@ from typing import NoReturn
 from holdfast_core import local
 from holdfast_core.arena import ArenaError, SlotState
 
+from .._capture.report import SealStats
+from .._capture.slot import Identity, Written
 from .._log import note
-from .._state.capture import Identity, Written
 from .._state.mapping import Mapped, open_arena
 from ..errors import AgentUnreachable, HoldfastError, SnapshotSkipped
 from .base import Located
@@ -92,12 +93,12 @@ class AgentHome:
             raise SnapshotSkipped(f"the arena's slots have {mapped.header.slot_bytes} bytes, {slot_bytes} are needed")
         return mapped
 
-    def sealed(self, target: Mapped, written: Written, step: int, stall_seconds: float) -> None:
+    def sealed(self, target: Mapped, written: Written, step: int, stats: SealStats) -> None:
         """Tell the sidecar."""
         self._link.notify(
             local.Sealed(
-                self.identity.rank, self.identity.attempt, step, str(target.path),
-                written.slot, written.nbytes, stall_seconds,
+                self.identity.rank, self.identity.attempt, step, str(target.path), written.slot, written.nbytes,
+                stats.stall_seconds, stats.fence_seconds, stats.capture_seconds, stats.copied, stats.mode,
             )
         )  # fmt: skip
 

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from holdfast_core.arena import Slot
 
-from .._state.capture import Identity, Written
+from .._capture.report import SealStats
+from .._capture.slot import Identity, Written
 from .._state.mapping import Mapped
 
 
@@ -38,8 +39,8 @@ class Home(Protocol):
     def target(self, slot_bytes: int) -> Mapped:
         """An arena with slots of at least this size; raises SnapshotSkipped with the reason."""
 
-    def sealed(self, target: Mapped, written: Written, step: int, stall_seconds: float) -> None:
-        """A slot was published."""
+    def sealed(self, target: Mapped, written: Written, step: int, stats: SealStats) -> None:
+        """A slot was published. Called from any thread, as is `skipped`."""
 
     def skipped(self, step: int, reason: str) -> None:
         """This step has no snapshot."""

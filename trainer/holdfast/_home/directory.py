@@ -23,9 +23,10 @@ from holdfast_core.arena import NO_STEP, ArenaError, ArenaHeader, Slot, SlotStat
 from holdfast_core.manifest import CorruptShard
 from holdfast_core.timeline import Copy
 
+from .._capture.report import SealStats
+from .._capture.slot import Identity, Written
 from .._log import note
 from .._state import load
-from .._state.capture import Identity, Written
 from .._state.mapping import Mapped, create_arena, open_arena
 from ..errors import DirectoryInUse, SnapshotSkipped
 from .base import Located
@@ -196,7 +197,7 @@ class DirectoryHome:
                 os.unlink(self._arenas[0].path)
             del self._arenas[0]
 
-    def sealed(self, target: Mapped, written: Written, step: int, stall_seconds: float) -> None:
+    def sealed(self, target: Mapped, written: Written, step: int, stats: SealStats) -> None:
         """Nobody to tell: the other ranks read it from the file."""
 
     def skipped(self, step: int, reason: str) -> None:

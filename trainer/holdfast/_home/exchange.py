@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from holdfast_core import wire
 
-from .._state.capture import Identity
+from .._capture.slot import Identity
 from ..errors import HoldfastError
 
 T = TypeVar("T")

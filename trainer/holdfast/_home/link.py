@@ -1,14 +1,15 @@
 """A trainer's connection to its sidecar: one JSON line a message (holdfast_core.local).
 
-There is no thread. Notices are queued and written when the socket takes them; a dead sidecar costs a step at most one failed
-connect to a Unix socket, and what is queued then is dropped except for what is said anew after a reconnect. Requests wait,
-with a bound.
+It has no thread of its own, but several may call. Notices are queued and written when the socket takes them; a dead sidecar
+costs a step at most one failed connect to a Unix socket, and what is queued then is dropped except for what is said anew after
+a reconnect. Requests wait, with a bound.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 
 from holdfast_core import local
@@ -37,18 +38,24 @@ class Link:
         self._out = bytearray()
         self._in = bytearray()
         self._newest: bytes | None = None  # the last Sealed: a restarted sidecar is told again
+        self._lock = threading.RLock()  # the training loop and the copy thread
 
     def notify(self, message: local.Message) -> None:
         """Queue a notice and send what can be sent now. Never raises, never waits."""
         line = local.pack(message)
-        if isinstance(message, local.Sealed):
-            self._newest = line
-        if self._connected():
-            self._out += line
-            self._send()
+        with self._lock:
+            if isinstance(message, local.Sealed):
+                self._newest = line
+            if self._connected():
+                self._out += line
+                self._send()
 
     def request(self, message: local.Message, timeout: float, connect_timeout: float) -> local.Message:
         """Ask and wait for the answer. Raises AgentUnreachable after the time-outs, AgentRefused for an Error."""
+        with self._lock:
+            return self._request(message, timeout, connect_timeout)
+
+    def _request(self, message: local.Message, timeout: float, connect_timeout: float) -> local.Message:
         start = time.monotonic()
         while True:
             if self._connected(now=True, introduce=not isinstance(message, local.Attach)):
@@ -65,6 +72,10 @@ class Link:
 
     def close(self, timeout: float) -> None:
         """Flush what is queued, at most `timeout` seconds, and hang up."""
+        with self._lock:
+            self._close(timeout)
+
+    def _close(self, timeout: float) -> None:
         if self._socket is not None and self._out:
             with contextlib.suppress(OSError):
                 self._socket.settimeout(timeout)
