@@ -16,17 +16,22 @@ from . import wire
 
 @dataclass(frozen=True)
 class Process:
-    """A trainer process as its launcher knows it; `exit_code` or `signal` is set once it has ended."""
+    """A trainer process as its launcher knows it; `exit_code` or `signal` is set once its part in the attempt has ended.
+
+    `kept`: the process itself lives on. Once ended it is parked: it touches no snapshot and waits for the next attempt, in
+    which it then runs under the same pid.
+    """
 
     local_rank: int
     pid: int
     exit_code: int | None = None
     signal: int | None = None
     log_tail: tuple[str, ...] = ()
+    kept: bool = False
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone (and reaped)."""
+        """Whether it takes part in the attempt no more: it is gone (and reaped), or parked."""
         return self.exit_code is not None or self.signal is not None
 
 

@@ -25,3 +25,10 @@ class DirectoryInUse(HoldfastError, RuntimeError):
 
 class SnapshotSkipped(HoldfastError):
     """Internal: this step gets no snapshot; the text is the reason that is reported."""
+
+
+class Interrupted(BaseException):
+    """Raised in a function that `holdfast.resilient` runs, because its attempt is over: clean up and let it pass.
+
+    Like KeyboardInterrupt it is no Exception, so that `except Exception` does not swallow it.
+    """

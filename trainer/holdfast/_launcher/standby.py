@@ -22,11 +22,11 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import linux
+from . import line, linux
 
 _PRELOAD = ("torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "holdfast.checkpointer")
 _MAX_MESSAGE = 1 << 20
-_STARTED_FDS = 3  # stdout, stderr, go
+_STARTED_FDS = 4  # stdout, stderr, line to the launcher, go
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,17 @@ def _fork(job: Job, fds: list[int]) -> int:
 def _become_rank(job: Job, fds: list[int]) -> None:
     linux.wait_for_parent(job.launcher)
     linux.die_with(job.launcher)
-    stdout, stderr, go = fds
+    stdout, stderr, control, go = fds
     if not os.read(go, 1):
         os._exit(128 + signal.SIGKILL)  # the launcher gave this start up
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    for fd in fds:
+    for fd in (stdout, stderr, go):
         os.close(fd)
     os.chdir(job.cwd)
     os.environ.clear()
     os.environ.update(job.env)
+    os.environ[line.ENV] = str(control)
 
 
 def _run(job: Job) -> None:

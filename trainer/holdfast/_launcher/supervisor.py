@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,16 +18,15 @@ from holdfast_core.config import SHARED_DIR, SOCKET
 
 from .._log import note, redirect
 from . import command as commands
-from . import linux
+from . import keep, line, linux
 from .contract import environment
 from .output import Console
-from .process import RankProcess
+from .process import RankProcess, Seat
 from .sidecar import Sidecar
 from .spawn import spawn
 from .warm import NoStandby, Standby
 
 DEFAULT_GRACE = 5.0  # seconds between SIGTERM and SIGKILL when the launcher itself is told to end
-_AFTER_KILL_SECONDS = 10.0  # a killed process that is not gone by then hangs in the kernel
 _LAST_WORDS_SECONDS = 1.0
 _ALL_ATTEMPTS = 1 << 63
 
@@ -50,6 +49,23 @@ def _grace() -> float:
         return DEFAULT_GRACE
 
 
+def _names(ranks: Iterable[RankProcess]) -> str:
+    return "rank " + ", ".join(str(r.seat.rank) for r in ranks)
+
+
+def _started(kept: Mapping[int, RankProcess], ways: Sequence[str]) -> str:
+    """What became of the processes, in words."""
+    started = f"started {len(ways)} process(es) {'; '.join(sorted({*ways}))}"
+    if not kept:
+        return started
+    return f"kept {_names(kept.values())}" + (f", {started}" if ways else "")
+
+
+def _signal(ranks: Iterable[RankProcess], number: int) -> None:
+    for rank in ranks:
+        rank.send(number)
+
+
 class Supervisor:
     """See the module."""
 
@@ -65,7 +81,8 @@ class Supervisor:
         self._attempt = 0  # of the processes below
         self._barred = 0  # no attempt up to this one is started any more
         self._ranks: list[RankProcess] = []
-        self._reaped = asyncio.Event()
+        self._news = asyncio.Event()  # of processes
+        self._keep_seconds = keep.bound()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._exit: asyncio.Future[int] = loop.create_future()
@@ -99,7 +116,7 @@ class Supervisor:
                 self._sidecar.changed()  # it asks again because it does not know: tell it
         elif isinstance(message, local.Stop):
             self._barred = max(self._barred, message.attempt)
-            self._start(self._stop(message.attempt, message.grace_seconds))
+            self._start(self._stop(message.attempt, message.grace_seconds, keeping=message.grace_seconds <= 0))
         elif isinstance(message, local.Finish):
             self._start(self._finish(message.exit_code, DEFAULT_GRACE))
         else:
@@ -117,62 +134,74 @@ class Supervisor:
             self._exit.set_result(70)
 
     async def _launch(self, launch: local.Launch) -> None:
-        await self._stop(launch.attempt - 1, DEFAULT_GRACE)
-        await self._standby.settle()
+        await self._stop(launch.attempt - 1, DEFAULT_GRACE, keeping=True)
+        if sum(r.alive for r in self._ranks) < launch.processes:
+            await self._standby.settle()
         async with self._turn:
             if launch.attempt <= max(self._attempt, self._barred):
                 return  # overtaken meanwhile
             start = time.monotonic()
+            kept = await keep.resume(self._ranks, launch, self._until, self._keep_seconds)
             self._attempt = launch.attempt
-            self._ranks = [RankProcess(self._loop, self._console, i, launch.first_rank + i) for i in range(launch.processes)]
-            ways = {await self._start_rank(rank, launch) for rank in self._ranks}
-            seconds = time.monotonic() - start
-            note(f"attempt {launch.attempt}: started {launch.processes} process(es) {'; '.join(ways)} in {seconds:.2f} s")
-            self._sidecar.changed()
+            self._ranks = [kept.get(i) or self._new_rank(launch, i) for i in range(launch.processes)]
+            ways = [await self._start_rank(rank) for rank in self._ranks if not rank.pid]
+            note(f"attempt {launch.attempt}: {_started(kept, ways)} in {time.monotonic() - start:.2f} s")
+            self._changed()
 
-    async def _start_rank(self, rank: RankProcess, launch: local.Launch) -> str:
-        env = environment(os.environ, launch, rank.local_rank)
+    def _new_rank(self, launch: local.Launch, local_rank: int) -> RankProcess:
+        env = environment(os.environ, launch, local_rank)
+        return RankProcess(self._loop, self._console, Seat.of(launch, local_rank), env, self._changed)
+
+    async def _start_rank(self, rank: RankProcess) -> str:
+        fds = rank.stdout.write_end, rank.stderr.write_end, rank.line.remote
         try:
-            pid, way = await self._standby.spawn(env, rank.stdout.write_end, rank.stderr.write_end), "from the warm standby"
+            pid, way = await self._standby.spawn(rank.env, *fds), "from the warm standby"
         except NoStandby as reason:
-            pid, way = spawn(self._command, env, rank.stdout.write_end, rank.stderr.write_end), f"cold ({reason})"
+            env = {**rank.env, line.ENV: str(rank.line.remote)}
+            pid, way = spawn(self._command, env, *fds[:2], keep=fds[2:]), f"cold ({reason})"
         rank.started(pid)
         return way
 
-    async def _stop(self, attempt: int, grace: float) -> None:
-        """End the processes of attempts up to this one. Returns when they are gone, or cannot be killed."""
-        async with self._turn:
-            if self._attempt > attempt or not self._alive():
-                return
-            await self._end_all(grace)
+    async def _stop(self, attempt: int, grace: float, *, keeping: bool) -> None:
+        """End the part of all processes in attempts up to this one. Returns when it is over, or they cannot be killed.
 
-    async def _end_all(self, grace: float) -> None:
-        note(f"attempt {self._attempt}: stopping {len(self._alive())} process(es)")
-        if grace > 0:
-            self._signal_all(signal.SIGTERM)
-            await self._until_gone(grace)
-            if self._alive():
+        `keeping`: those that can take part in a later attempt live on, parked.
+        """
+        async with self._turn:
+            if self._attempt <= attempt and any(r.busy if keeping else r.alive for r in self._ranks):
+                await self._end_all(grace, keeping)
+
+    async def _end_all(self, grace: float, keeping: bool) -> None:
+        asked = [r for r in self._ranks if keeping and self._keep_seconds > 0 and r.park()]
+        others = [r for r in self._alive() if r not in asked and not (keeping and r.parked)]
+        waiting = f", keeping {_names(asked)}" if asked else ""
+        note(f"attempt {self._attempt}: stopping {len(others)} process(es){waiting}")
+        if grace > 0 and others:
+            _signal(others, signal.SIGTERM)
+            await self._until(lambda: not any(r.alive for r in others), grace)
+            if any(r.alive for r in others):
                 note(f"SIGTERM was not obeyed within {grace:.3g} s: SIGKILL")
-        self._signal_all(signal.SIGKILL)
-        await self._until_gone(_AFTER_KILL_SECONDS)
+        await keep.kill(others, self._until)
+        await keep.parked(asked, self._until, self._keep_seconds)
         self._kill_orphans()
-        if left := self._alive():
+        if left := [r for r in self._alive() if not (keeping and r.parked)]:
             note(f"pid {left[0].pid} survives SIGKILL: it hangs in the kernel, this node needs attention")
 
     def _alive(self) -> list[RankProcess]:
         return [r for r in self._ranks if r.alive]
 
-    def _signal_all(self, number: int) -> None:
-        for rank in self._alive():
-            rank.send(number)
-
-    async def _until_gone(self, seconds: float) -> None:
+    async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait for what processes do, at most so long."""
         deadline = self._loop.time() + seconds
-        while self._alive() and (left := deadline - self._loop.time()) > 0:
-            self._reaped.clear()
+        while not condition() and (left := deadline - self._loop.time()) > 0:
+            self._news.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._reaped.wait()
+                    await self._news.wait()
+
+    def _changed(self) -> None:
+        self._news.set()
+        self._sidecar.changed()
 
     def _kill_orphans(self) -> None:
         """Whatever left its process group: as the subreaper, we are its parent now."""
@@ -204,12 +233,11 @@ class Supervisor:
             self._standby.ended()
         else:
             return
-        self._reaped.set()
-        self._sidecar.changed()
+        self._changed()
 
     def _on_signal(self, number: int) -> None:
         if self._barred == _ALL_ATTEMPTS:
-            self._signal_all(signal.SIGKILL)  # asked twice
+            _signal(self._alive(), signal.SIGKILL)  # asked twice
             return
         note(f"{signal.Signals(number).name}: stopping")
         self._barred = _ALL_ATTEMPTS
@@ -217,7 +245,7 @@ class Supervisor:
 
     async def _finish(self, code: int, grace: float) -> None:
         self._barred = _ALL_ATTEMPTS
-        await self._stop(_ALL_ATTEMPTS, grace)
+        await self._stop(_ALL_ATTEMPTS, grace, keeping=False)
         if not self._exit.done():
             self._exit.set_result(code)
 

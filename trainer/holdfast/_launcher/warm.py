@@ -24,6 +24,12 @@ _MAX_DEATHS = 5
 WARM_UP_SECONDS = 20.0  # a standby that is still importing is ahead of a cold start, which would import the same
 
 
+def read_at_start(new: Mapping[str, str], old: Mapping[str, str]) -> str:
+    """The first variable that differs and that a process which has started with `old` cannot take over; empty if none does."""
+    names = (n for n in sorted({*new, *old}) if n.startswith(_READ_AT_START) and new.get(n) != old.get(n))
+    return next(names, "")
+
+
 class NoStandby(Exception):
     """The rank must be started cold; the text is the reason."""
 
@@ -119,8 +125,8 @@ class Standby:
                 async with asyncio.timeout(WARM_UP_SECONDS):
                     await self._settled.wait()
 
-    async def spawn(self, env: Mapping[str, str], stdout: int, stderr: int) -> int:
-        """Pid of a new rank; raises NoStandby."""
+    async def spawn(self, env: Mapping[str, str], stdout: int, stderr: int, line: int) -> int:
+        """Pid of a new rank, which gets the three descriptors; raises NoStandby."""
         if self.problem or isinstance(self._command, str):
             raise NoStandby(self.problem)
         if not self._ready:
@@ -128,7 +134,7 @@ class Standby:
         self._check(env)
         go_read, go_write = os.pipe2(os.O_CLOEXEC)
         try:
-            answer = await self._ask(self._job(env), [stdout, stderr, go_read])
+            answer = await self._ask(self._job(env), [stdout, stderr, line, go_read])
             if answer.get("pid", 0) <= 0:
                 raise NoStandby(f"the standby refused: {answer.get('error', 'it could not fork')}")
             os.write(go_write, b"g")
@@ -138,9 +144,8 @@ class Standby:
         return int(answer["pid"])
 
     def _check(self, env: Mapping[str, str]) -> None:
-        for name in sorted({*env, *self._env}):
-            if name.startswith(_READ_AT_START) and env.get(name) != self._env.get(name):
-                raise NoStandby(f"{name} differs from what it was when the standby started")
+        if name := read_at_start(env, self._env):
+            raise NoStandby(f"{name} differs from what it was when the standby started")
 
     def _job(self, env: Mapping[str, str]) -> bytes:
         assert isinstance(self._command, PythonCommand)
