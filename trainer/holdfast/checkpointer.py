@@ -22,7 +22,6 @@ from ._home import open_home
 from ._home.base import Home, Located
 from ._log import Once, note
 from ._rebuild import live
-from ._rebuild import live
 from ._state import load, rng
 from ._state.sources import Source, ValueSource, make
 
@@ -63,7 +62,6 @@ class Checkpointer:
         self._loss: float | None = None
         self._in_steps = False
         self._once = Once()
-        live.register(self)
         self._late_loss: LateNumber | None = None
         self._engine = Engine(self._sources, self._home, lambda topic, text: self._once.note(topic.partition(":")[0], text))
         live.register(self)
