@@ -1,0 +1,95 @@
+"""The states that are saved: modules and optimizers made for the purpose, the same in every system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass
+class State:
+    """What a training script would give to a checkpointer."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """Name -> object with `state_dict()` and `load_state_dict()`."""
+        parts: dict[str, Any] = {"model": self.model}
+        if self.optimizer is not None:
+            parts["optimizer"] = self.optimizer
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all parts."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that a save must keep: parameters, buffers, the optimizer's states."""
+        found = [*self.model.parameters(), *self.model.buffers()]
+        if self.optimizer is not None:
+            for states in self.optimizer.state.values():
+                found.extend(value for value in states.values() if isinstance(value, torch.Tensor))
+        return [t.detach() for t in found]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(t.nbytes for t in self.tensors())
+
+    def trainable_nbytes(self) -> int:
+        """Of the parameters that train, and of their optimizer states."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        states = self.optimizer.state if self.optimizer is not None else {}
+        moments = [v for p in trainable for v in states.get(p, {}).values() if isinstance(v, torch.Tensor)]
+        return sum(t.nbytes for t in [*trainable, *moments])
+
+    @torch.no_grad()
+    def touch(self) -> None:
+        """Change everything that trains, in place, as a step does."""
+        if self.optimizer is not None:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.full_like(parameter, 1e-3)
+            self.optimizer.step()
+            return
+        for tensor in self.model.parameters():
+            tensor.add_(1.0)
+
+
+def uniform(nbytes: int, count: int = 256) -> State:
+    """`count` equal tensors of fp32."""
+    each = max(1, nbytes // count // 4)
+    return State(nn.ParameterList([nn.Parameter(torch.rand(each)) for _ in range(count)]))
+
+
+def small(parameters: int = 3334) -> State:
+    """Parameters of 1 to 16 KiB with AdamW's two moments and step counter: 3 * 3,334 small tensors and as many scalars."""
+    sizes = torch.randint(256, 4097, (parameters,), generator=torch.Generator().manual_seed(1)).tolist()
+    model = nn.ParameterList([nn.Parameter(torch.rand(size)) for size in sizes])
+    return _stepped(State(model, torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)))
+
+
+class LoRALinear(nn.Module):
+    """A frozen weight with a low-rank update that trains."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.rand(width, width), requires_grad=False)
+        self.down, self.up = nn.Parameter(torch.rand(rank, width)), nn.Parameter(torch.zeros(width, rank))
+
+
+def lora(layers: int = 16, width: int = 1792, rank: int = 9) -> State:
+    """About 99% of the parameters are frozen: two matrices of rank 9 beside each of 1,792 x 1,792."""
+    model = nn.ModuleList([LoRALinear(width, rank) for _ in range(layers)])
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return _stepped(State(model, torch.optim.AdamW(trainable, lr=1e-4, foreach=True)))
+
+
+def _stepped(state: State) -> State:
+    """With the optimizer's states in place, which appear at its first step."""
+    state.touch()
+    return state
