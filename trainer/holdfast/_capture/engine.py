@@ -166,8 +166,8 @@ class Engine:
             self._verifier.note(lanes.values())
         job = self._job = Job(goal, lanes, device_lanes, self._verifier.look if self._verifier else None)
         job.copied, job.mode = copied, f"{way}: {self._reason()}"
-        for lane in lanes.values():
-            lane.begin()
+        for fence, lane in lanes.items():
+            lane.begin(watched=way.lazy and fence >= 0)
         self._start_device(job)
         if way.lazy:
             self._run_lazily(job, way, start)

@@ -39,6 +39,7 @@ class Lane:
 
     def __init__(self, items: Sequence[Item], sums: array[int]) -> None:
         self.items = items
+        self._leaves = [i.leaf for i in items]
         self._strided = [i for i in items if i.entry.nbytes and not i.leaf.is_contiguous()]
         work, places = _copies(items)
         self.batch = Batch(work, sums, places)
@@ -51,11 +52,14 @@ class Lane:
 
     def versions(self) -> list[int]:
         """The version counter of each tensor; it counts every change in place that torch knows of."""
-        return [*map(_version, [i.leaf for i in self.items])]
+        return [*map(_version, self._leaves)]
 
-    def begin(self) -> None:
-        """Start anew: the tensors are now what is to be copied. Nobody may work in the lane."""
-        self._versions = self.versions()
+    def begin(self, watched: bool) -> None:
+        """Start anew: the tensors are now what is to be copied. Nobody may work in the lane.
+
+        `watched`: others may run before the lane is settled, so whether they changed a tensor is checked.
+        """
+        self._versions = self.versions() if watched else []
         self.batch.reset()
         self._prepared, self.settled = not self._strided, False
         self.problem, self.untrusted = "", -1
@@ -92,7 +96,7 @@ class Lane:
                 self.settled = True
 
     def _check(self) -> None:
-        now = self.versions()
+        now = self.versions() if self._versions else []
         if now != self._versions and not self.problem:
             self.untrusted = next(i for i, (a, b) in enumerate(zip(self._versions, now, strict=True)) if a != b)
             self.problem = changed(self.items[self.untrusted].entry.key)

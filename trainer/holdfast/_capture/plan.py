@@ -9,7 +9,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from .views import AnyView, ModuleView, View, dumps, local, same_objects, view
 Lanes = tuple[dict[int, Lane], dict[int, DeviceLane]]
 EAGER, FROZEN = -1, -2  # fences: none (copied before snapshot() returns), nothing changes it; from 0: that optimizer's step
 _MANIFEST_SLACK = 64 << 10  # bytes: numbers in the tree get longer as training goes on
-_address, _shape = torch.Tensor.data_ptr, attrgetter("shape")
+_address, _size = torch.Tensor.data_ptr, torch.Tensor.numel  # plain numbers: shapes would keep the garbage collector busy
 
 
 class Late(Encoder):
@@ -56,8 +55,6 @@ class Plan:
     fixed: dict[str, Any]
     encoder: Encoder
     live: list[torch.Tensor]
-    addresses: list[int]
-    shapes: list[torch.Size]
     entries: tuple[Entry, ...]
     described: bytes
     sums: array[int]
@@ -69,16 +66,19 @@ class Plan:
     reserved: int = 0  # slot bytes asked for
 
     def __post_init__(self) -> None:
-        """DTensors hide their memory one level deeper."""
-        self._sharded = not same_objects(map(local, self.live), self.live)
+        """Each tensor once (a parameter is in its module and its optimizer); DTensors hide their memory one level deeper."""
+        self._each = [*{id(t): t for t in self.live}.values()]
+        self._sharded = not same_objects(map(local, self._each), self._each)
+        self._noted = self._memory()
+
+    def _memory(self) -> tuple[list[int], list[int]]:
+        tensors = [*map(local, self._each)] if self._sharded else self._each
+        return [*map(_address, tensors)], [*map(_size, tensors)]
 
     def holds(self) -> bool:
         """Whether the state still consists of the same tensors in the same memory."""
         now = [t for v in self.views.values() for t in v.live()]
-        if not same_objects(now, self.live):
-            return False
-        tensors = [*map(local, now)] if self._sharded else now
-        return [*map(_address, tensors)] == self.addresses and [*map(_shape, tensors)] == self.shapes
+        return same_objects(now, self.live) and self._memory() == self._noted
 
     def fences_of(self, optimizer: Optimizer) -> list[int]:
         """The fences that a step of this optimizer needs: its own, or, for one that nobody gave us, those of its parameters."""
@@ -109,14 +109,13 @@ def make(sources: Mapping[str, Source], untrusted: Iterable[int] = ()) -> Plan:
     encoder = Encoder()
     fixed = {name: v.fixed(encoder, name) for name, v in views.items()}
     live = [t for v in views.values() for t in v.live()]
-    tensors = [*map(local, live)]
     entries = place(encoder.specs, 0)
     optimizers = [v.optimizer for v in views.values() if v.optimizer is not None]
     fences = Fences(views, optimizers, frozenset(untrusted))
     sums = array("I", bytes(4 * sum(manifest.chunk_count(e.nbytes) for e in entries)))
     host, device = lanes(encoder.leaves, entries, fences.of, sums)
     return Plan(
-        views, fixed, encoder, live, [*map(_address, tensors)], [*map(_shape, tensors)], entries,
+        views, fixed, encoder, live, entries,
         manifest.describe(entries), sums, host, device, end_of(entries), optimizers, fences,
     )  # fmt: skip
 
