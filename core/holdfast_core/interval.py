@@ -17,6 +17,7 @@ from dataclasses import dataclass
 WINDOW = 86400.0  # seconds; failures further back say little about now
 MOST_FAILURES = 32  # that are remembered
 PRIOR_SECONDS = 30 * 86400.0  # assumed time between failures of one pod while none has been seen
+_SHARE = 0.1  # of the time trained so far: the longest automatic interval
 _MARGIN = 0.25  # hysteresis, in powers of two beyond the half at which rounding changes
 _TIME_MARGIN = 0.1  # the same for limits in seconds: they may be missed by 7%
 
@@ -152,7 +153,10 @@ def _by_cost(rule: Auto, training: float, measured: Measured, cost: float, curre
     ideal = optimum(cost, mtbf)
     before = _power(current, rule.min_steps)
     wanted = max(0, _settle(_log2(ideal / training / rule.min_steps), before, _MARGIN))
-    limits = {f"maxSeconds {rule.max_seconds:g}": _within(rule.max_seconds, training, measured, rule.min_steps, before)}
+    limits = {
+        f"maxSeconds {rule.max_seconds:g}": _within(rule.max_seconds, training, measured, rule.min_steps, before),
+        "a tenth of the time trained so far": _young(measured.observed * _SHARE / training / rule.min_steps, before, wanted),
+    }
     if rule.max_steps is not None:
         limits[f"maxSteps {rule.max_steps}"] = max(0, math.floor(_log2(rule.max_steps / rule.min_steps)))
     name = min(limits, key=lambda n: limits[n])
@@ -164,6 +168,15 @@ def _by_cost(rule: Auto, training: float, measured: Measured, cost: float, curre
         f"{_failures(measured, mtbf)}; the least time is lost with one each {_time(ideal)} (Young/Daly){bound}"
     )
     return Interval(steps, reason, f"{rule!r} {measured.failures} failures")
+
+
+def _young(room: float, before: int | None, wanted: int) -> int:
+    """As long as nobody knows the job: not so rare that a failure loses most of what there is.
+
+    Never a reason to go back, and grown into by fours: each change is an event.
+    """
+    power = max(0, math.floor(_log2(room)))
+    return before if before is not None and power < min(before + 2, wanted) else power
 
 
 def _held_up(rule: Auto, ideal: float, training: float) -> str:

@@ -112,8 +112,23 @@ def test_the_words_name_the_limit_that_binds():
     assert decide(Auto(max_seconds=20.0), measured, 1).reason.endswith(", held down by maxSeconds 20")
     assert decide(Auto(max_steps=3), measured, 1).reason.endswith(", held down by maxSteps 3")
     assert decide(Auto(max_steps=3), measured, 1).steps == 2
-    assert decide(Auto(min_steps=5000, max_seconds=1e9), measured, 1).reason.endswith(", held up by minSteps 5000")
+    assert decide(Auto(min_steps=5000, max_seconds=1e9), replace(measured, observed=1e5), 1).reason.endswith(
+        ", held up by minSteps 5000"
+    )
     assert decide(Seconds(0.1), measured, 4).reason.endswith("to have one each 100 ms; a step takes longer than that")
+
+
+def test_a_young_job_is_not_left_without_snapshots_and_grows_into_the_long_interval_by_few_changes():
+    current, seen = 1, []
+    for second in range(1, 3600):
+        measured = Measured(step=0.02 if current > 2 else 0.024, cost=0.004, observed=float(second))
+        decided = decide(Auto(), measured, current)
+        assert decided.steps * 0.02 <= second * 0.1 or decided.steps == 1
+        if decided.steps != current:
+            seen.append(decided)
+        current = decided.steps
+    assert [d.steps for d in seen] == [4, 16, 64, 256, 1024, 4096, 8192]
+    assert [d.reason.endswith("held down by a tenth of the time trained so far") for d in seen] == [True] * 6 + [False]
 
 
 def test_free_snapshots_are_taken_at_every_step():

@@ -61,7 +61,7 @@ def test_what_is_measured_reaches_every_sidecar_once_with_an_event_that_explains
     assert intervals(world) == [1, 1, 1]
     assert world.status.interval.reason == "every step until the cost of a snapshot has been measured"
     world.step_seconds, world.cost_seconds = 0.25, 1e-6
-    world.run_to_step(40)
+    world.run_to_step(120)
     assert changes(world) == [4, 4, 4]
     assert intervals(world) == [4, 4, 4]
     assert len(events) == 1
@@ -74,7 +74,7 @@ def test_what_is_measured_reaches_every_sidecar_once_with_an_event_that_explains
 def test_failures_shorten_it():
     world = World(job(every=Auto(max_seconds=100.0), restart_limit=100, no_progress_limit=100), steps=4000)
     world.step_seconds, world.cost_seconds = 0.25, 0.001
-    world.run_to_step(600)
+    world.run_to_step(1500)
     calm = world.status.interval.steps
     assert calm == 128  # 42 s of sqrt(2 * 1 ms * 10 d)
     for index in (0, 1, 2):
@@ -144,13 +144,13 @@ def test_it_stays_in_force_while_nobody_plans():
 def test_new_digits_change_nothing_that_is_written():
     world = World(job(every=Auto()), steps=4000)
     world.step_seconds, world.cost_seconds, world.capture = 0.25, 0.001, "lazy, 1 thread: cost 1.5%"
-    world.run_to_step(30)
+    world.run_to_step(1500)
     before = world.status
     world.step_seconds, world.cost_seconds, world.capture = 0.26, 0.0011, "lazy, 1 thread: cost 1.6%"
-    world.run_to_step(60)
+    world.run_to_step(1530)
     assert (world.status.interval, world.status.capture) == (before.interval, before.capture)
     world.capture = "sync: lazy cost 7%"
-    world.run_to_step(62)
+    world.run_to_step(1532)
     assert world.status.capture == "sync: lazy cost 7%"
 
 

@@ -199,14 +199,14 @@ def test_another_interval_reaches_the_sidecars_and_the_status_and_is_told(tmp_pa
                 dataclasses.replace(sidecar.state, every=1, step_seconds=0.5, cost_seconds=0.05, capture="sync: why")
             )
         body = copy.deepcopy(bench.api.objects[JOB])
-        body["spec"]["checkpoint"]["every"] = {"auto": {"maxSeconds": 60}}
+        body["spec"]["checkpoint"]["every"] = {"seconds": 60}
         bench.change(body)
         for sidecar in bench.sidecars.values():
             await until(lambda s=sidecar: any((c.kind, c.attempt, c.every) == ("interval", 1, 128) for c in s.commands))
             await sidecar.say(dataclasses.replace(sidecar.state, every=128))
         await until(lambda: bench.status.get("snapshots", {}).get("capture") == "sync: why")
         assert bench.status["snapshots"]["steps"] == 128
-        assert bench.status["snapshots"]["reason"].endswith("held down by maxSeconds 60")
+        assert bench.status["snapshots"]["reason"].endswith("every 128 steps of 450 ms, to have one each 60 s")
         told = [c for s in bench.sidecars.values() for c in s.commands if c.kind == "interval"]
         await until(lambda: events(bench, "SnapshotInterval") == 1)
         writes = [p for m, p in bench.api.journal if m == "PUT"]
