@@ -43,7 +43,8 @@ class Source:
 class Command:
     """An order to a sidecar. `kind`: prepare | launch | interval | stop | persist | finish. A lower attempt is refused (409).
 
-    `every` is the interval of snapshots in steps (prepare, interval); None, from an older operator, leaves it as it is.
+    `every` is the interval of snapshots in steps (prepare, interval); None, from an older operator, leaves it as it is. An
+    interval is for the coordinator, who tells all members.
     """
 
     kind: str
@@ -167,9 +168,13 @@ class Reached:
 
 @dataclass(frozen=True)
 class Order:
-    """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`)."""
+    """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`) | interval.
+
+    `every` is the interval of snapshots in steps.
+    """
 
     kind: str
     attempt: int
     level: str
     copy: Copy
+    every: int = 0

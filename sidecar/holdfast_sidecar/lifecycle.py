@@ -148,7 +148,7 @@ class Lifecycle:
         kept = Copy(source.step, source.attempt) if source and source.level == MEMORY else None
         every = self.record.every
         self.record = Record(self.config.job_uid, command.attempt, phases.PREPARING, command, kept, every=every)
-        self._set_every(command)
+        self._set_every(command.every)
         self._update()
         self._begin(command)
 
@@ -196,16 +196,18 @@ class Lifecycle:
         )
 
     async def _interval(self, command: Command) -> None:
-        if self._set_every(command):
-            self._update()
+        if self._set_every(command.every):
+            self._update()  # saved before others hear it: after a restart they are told again
+        if self.coordinator is not None and command.every:
+            await self.coordinator.interval(command.every)
 
-    def _set_every(self, command: Command) -> bool:
-        """Have snapshots taken as often as the command says; returns whether that is news."""
-        if command.every is None or command.every == self.record.every:
+    def _set_every(self, every: int | None) -> bool:
+        """Have snapshots taken every so many steps (None: as before); returns whether that is news."""
+        if every is None or every == self.record.every:
             return False
-        _log.info("a snapshot every %d steps", command.every)
-        self.record = replace(self.record, every=command.every)
-        self.arenas.set_every(command.every)
+        _log.info("a snapshot every %d steps", every)
+        self.record = replace(self.record, every=every)
+        self.arenas.set_every(every)
         self.interval_changed()
         return True
 
@@ -291,6 +293,9 @@ class Lifecycle:
         elif order.kind == "resync":
             _log.info("ranks hold different steps: nothing below step %d is sealed, to meet there", order.copy.step)
             self.arenas.resync(order.copy.step)
+        elif order.kind == "interval" and 0 < order.every <= _MOST_STEPS:
+            if self._set_every(order.every):
+                self._update()
         elif order.kind == "committed" and order.level in self.levels and self.coordinator is None:
             self.levels[order.level].set_committed(order.copy)
 
@@ -311,6 +316,7 @@ class Lifecycle:
     def _open_coordinator(self, command: Command) -> None:
         if command.members[0].index == self.config.index:
             self.coordinator = Coordinator(command, self.config.job_uid, self.config.slots, self.levels, self.metrics)
+            self.coordinator.decisions.every = self.record.every
             self.coordinator.start(self._last_uploads)
 
     def _open_member(self, command: Command) -> None:

@@ -16,7 +16,7 @@ def intervals(world: World) -> list[int]:
 
 
 def changes(world: World) -> list[int | None]:
-    """What `interval` commands said, one for each sidecar that obeyed."""
+    """What `interval` commands said, in their order."""
     return [c.every for c in world.orders if c.kind == "interval"]
 
 
@@ -54,7 +54,7 @@ def test_a_lost_pods_successor_has_it_from_its_first_step_too():
     assert world.status.last_recovery.step % 5 == 4
 
 
-def test_what_is_measured_reaches_every_sidecar_once_with_an_event_that_explains():
+def test_what_is_measured_reaches_every_sidecar_by_one_order_with_an_event_that_explains():
     world = World(job(every=Auto()), steps=400)
     events = watch(world)
     world.run_to_step(3)
@@ -62,7 +62,7 @@ def test_what_is_measured_reaches_every_sidecar_once_with_an_event_that_explains
     assert world.status.interval.reason == "every step until the cost of a snapshot has been measured"
     world.step_seconds, world.cost_seconds = 0.25, 1e-6
     world.run_to_step(120)
-    assert changes(world) == [4, 4, 4]
+    assert changes(world) == [4]
     assert intervals(world) == [4, 4, 4]
     assert len(events) == 1
     assert events[0].startswith(
@@ -159,8 +159,22 @@ def test_a_sidecar_that_knows_no_interval_is_left_alone():
     world.run_to_step(3)
     pods = tuple(world._view(p) for p in world.pods.values())
     old = tuple(replace(p, agent=replace(p.agent, every=None)) for p in pods if p.agent)
-    orders = plan(world.job, Observed(old), world.status, world.now).actions
-    assert [a for a in orders if isinstance(a, Send)] == []
+    decided = plan(world.job, Observed(old), world.status, world.now)
+    assert [a for a in decided.actions if isinstance(a, Send)] == []
+    assert decided.status.interval.steps == 1, "its ranks take every step, so the others must too"
+
+
+def test_a_sidecar_that_missed_the_order_is_told_before_there_is_another_one():
+    world = World(job(every=Steps(8)))
+    world.run_to_step(3)
+    world.pod(2).every, world.job = 2, replace(world.job, every=Steps(16))
+    pods = tuple(world._view(p) for p in world.pods.values())
+    decided = plan(world.job, Observed(pods), world.status, world.now)
+    assert [(a.pod, a.command.every) for a in decided.actions if isinstance(a, Send)] == [(world.pod(0).name, 8)]
+    assert decided.status.interval.steps == 8
+    world.tick()
+    world.tick()
+    assert intervals(world) == [16, 16, 16]
 
 
 def test_an_operator_that_takes_over_from_one_that_knew_no_interval():

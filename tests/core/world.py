@@ -275,7 +275,12 @@ class World:
 
     def _note_order(self, pod: Pod, command: Command) -> None:
         self.orders.append(command)
-        if command.every is not None:
+        if command.kind == "interval":
+            assert pod.index == 0, "the coordinator tells the others"
+            for member in self.pods.values():
+                if member.attempt == command.attempt and member.up:
+                    member.every = command.every or 0
+        elif command.every is not None:
             pod.every = command.every
 
     # --- what the operator sees

@@ -201,14 +201,15 @@ def test_another_interval_reaches_the_sidecars_and_the_status_and_is_told(tmp_pa
         body = copy.deepcopy(bench.api.objects[JOB])
         body["spec"]["checkpoint"]["every"] = {"seconds": 60}
         bench.change(body)
+        coordinator = bench.sidecars[bench.pods()[0]]
+        await until(lambda: any((c.kind, c.attempt, c.every) == ("interval", 1, 128) for c in coordinator.commands))
         for sidecar in bench.sidecars.values():
-            await until(lambda s=sidecar: any((c.kind, c.attempt, c.every) == ("interval", 1, 128) for c in s.commands))
             await sidecar.say(dataclasses.replace(sidecar.state, every=128))
         await until(lambda: bench.status.get("snapshots", {}).get("capture") == "sync: why")
         assert bench.status["snapshots"]["steps"] == 128
         assert bench.status["snapshots"]["reason"].endswith("every 128 steps of 450 ms, to have one each 60 s")
-        told = [c for s in bench.sidecars.values() for c in s.commands if c.kind == "interval"]
         await until(lambda: events(bench, "SnapshotInterval") == 1)
+        told = [c for s in bench.sidecars.values() for c in s.commands if c.kind == "interval"]
         writes = [p for m, p in bench.api.journal if m == "PUT"]
         for seconds in (0.0501, 0.0502, 0.0503):
             for sidecar in bench.sidecars.values():

@@ -49,6 +49,42 @@ def test_a_new_interval_is_in_force_at_once_and_is_fenced(make_job: MakeJob, fol
     assert "holdfast_snapshot_interval_steps" in sidecar.metrics()
 
 
+def test_the_coordinator_tells_all_also_those_who_were_away(make_job: MakeJob) -> None:
+    job = make_job(pods=3)
+    job.begin()
+    job.run(0, 0)
+    absent = job.sidecars[2]
+    absent.kill()
+    job.sidecars[0].order(Command("interval", 1, every=4))
+    eventually(lambda: job.sidecars[1].state().every == 4, what="told")
+    absent.start()
+    job.wait(lambda s: s.every == 4, "told when it is back")
+    assert [pod.trainers[0].every for pod in job.pods] == [4, 4, 4]
+
+
+def test_a_coordinator_that_dies_after_the_order_tells_the_others_when_it_is_back(make_job: MakeJob) -> None:
+    job = make_job(pods=2)
+    job.begin()
+    job.run(0, 0)
+    job.sidecars[1].kill()
+    job.sidecars[0].order(Command("interval", 1, every=4))
+    job.sidecars[0].kill()
+    for sidecar in job.sidecars:
+        sidecar.start()
+    job.wait(lambda s: s.every == 4, "told by one that was restarted")
+
+
+def test_ranks_that_learn_of_it_at_different_steps_go_on_committing(make_job: MakeJob) -> None:
+    job = make_job(pods=2)
+    job.begin()
+    job.run(0, 2)
+    job.pods[0].trainers[0].snapshot(3)  # the other one knows already
+    job.sidecars[0].order(Command("interval", 1, every=4))
+    job.wait(lambda s: s.every == 4, "told")
+    for step in (7, 11, 15):
+        job.run(step, step)
+
+
 def test_grown_arenas_and_later_attempts_keep_it(make_job: MakeJob, folder: Path) -> None:
     job = make_job(pods=1, tls=False)
     job.begin()

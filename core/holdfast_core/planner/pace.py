@@ -1,13 +1,14 @@
 """How often snapshots are taken: decided from what the sidecars measure and the failures seen, then told to the sidecars.
 
-The arithmetic is in `interval`. An attempt's first interval travels with its prepare command, a change with a command of its
-own, which is given again until every sidecar says that it obeys. While nobody plans, the last one stays in force.
+The arithmetic is in `interval`. An attempt's first interval travels with its prepare command. A change is told to the
+coordinator, and again until every sidecar says that it obeys: ranks that differ for long fill their slots with steps that the
+others lack, so a death half way must not leave it at that. While nobody plans, the last interval stays in force.
 """
 
 from __future__ import annotations
 
 from .. import interval
-from ..interval import Measured
+from ..interval import Interval, Measured
 from ..messages import AgentState, Command
 from . import reasons
 from .passing import Pass
@@ -25,12 +26,20 @@ def update(work: Pass) -> None:
 
 def _decide(work: Pass) -> None:
     before = work.status.interval
-    decided = interval.decide(work.job.every, _measured(work), before.steps if before else 0)
+    if before is not None and _astray(work):
+        return  # the last one is still on its way
+    decided = _decided(work, before.steps if before else 0)
     if before is not None and (decided.steps, decided.basis) == (before.steps, before.basis):
         return  # new digits of the same measurements are not worth a write
     work.set(interval=decided)
     if before is not None and decided.steps != before.steps:
         work.emit(reasons.SNAPSHOT_INTERVAL, f"from {before.steps} to {decided.steps} steps: {decided.reason}")
+
+
+def _decided(work: Pass, current: int) -> Interval:
+    if any(a.every is None for a in work.agents):
+        return Interval(1, "every step: a pod's sidecar is of an older version, which knows no other interval", "old")
+    return interval.decide(work.job.every, _measured(work), current)
 
 
 def _measured(work: Pass) -> Measured:
@@ -64,12 +73,19 @@ def _head(capture: str) -> str:
 
 
 def _tell(work: Pass) -> None:
-    decided = work.status.interval
-    if decided is None:
+    decided, coordinator = work.status.interval, work.pod(0)
+    if decided is None or coordinator is None or not _astray(work):
         return
-    for pod in work.current:
-        agent = pod.agent
-        if agent is None or agent.every is None or agent.attempt != work.status.attempt or agent.phase not in _OBEYS:
-            continue
-        if _in_force(agent) != decided.steps:
-            work.do(Send(pod.name, Command("interval", agent.attempt, every=decided.steps, reason=decided.reason)))
+    if coordinator.agent is not None and _obeys(work, coordinator.agent):
+        order = Command("interval", coordinator.agent.attempt, every=decided.steps, reason=decided.reason)
+        work.do(Send(coordinator.name, order))
+
+
+def _astray(work: Pass) -> bool:
+    """Whether a sidecar of this attempt has another interval."""
+    decided = work.status.interval
+    return decided is not None and any(_in_force(a) != decided.steps for a in work.agents if _obeys(work, a))
+
+
+def _obeys(work: Pass, agent: AgentState) -> bool:
+    return agent.every is not None and agent.attempt == work.status.attempt and agent.phase in _OBEYS

@@ -101,6 +101,10 @@ class Coordinator:
         self.decisions.flush(time.monotonic())
         await self.tick()
 
+    async def interval(self, every: int) -> None:
+        """Tell all members how often snapshots are taken: ranks that disagree for long would commit nothing."""
+        await self._broadcast(self.decisions.interval(every))
+
     # --- members
 
     async def serve(self, index: int, connection: web.WebSocketResponse) -> None:

@@ -90,6 +90,7 @@ class Decisions:
     ) -> None:
         self.attempt, self.history = attempt, history
         self.committed: Copy | None = None
+        self.every = 0
         self.lines = {config.name: StoreLine(config) for config in stores}
         self._ranks = {m.index: frozenset(range(m.first_rank, m.first_rank + m.processes)) for m in members}
         self._world = frozenset().union(*self._ranks.values())
@@ -106,12 +107,19 @@ class Decisions:
         orders = [Order("committed", self.attempt, MEMORY, self.committed)] if self.committed else []
         if self._resync.floor is not None:
             orders.append(self._meet_at(self._resync.floor))
+        if self.every:
+            orders.append(self.interval(self.every))
         for name, line in self.lines.items():
             if line.committed:
                 orders.append(Order("committed", self.attempt, name, line.committed))
             if line.upload and self._ranks[index] - line.upload.shards.keys():
                 orders.append(Order("persist", self.attempt, name, line.upload.copy))
         return orders
+
+    def interval(self, every: int) -> Order:
+        """From now on a snapshot is taken every so many steps; who is away hears it when it is back."""
+        self.every = every
+        return Order("interval", self.attempt, MEMORY, Copy(-1, self.attempt), every)
 
     def left(self, index: int, now: float) -> None:
         """A member's connection is gone."""
