@@ -64,6 +64,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "HOLDFAST_ATTEMPT": str(ATTEMPT)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOLDFAST_SOCKET", str(tmp_path / "agent.sock"))
+    monkeypatch.setenv("HOLDFAST_CAPTURE", "sync")  # what is said is looked at right after each snapshot()
     it = Agent(tmp_path)
     yield it
     it.fake.close()
