@@ -81,6 +81,20 @@ def test_noise_does_not_make_it_flap(rule: interval.Rule, measured: Measured, no
     assert sum(changes) <= 1, seen
 
 
+@pytest.mark.parametrize("rule", [Auto(), Seconds(60.0), Auto(max_seconds=60.0)])
+def test_no_place_is_left_where_a_jitter_of_three_percent_makes_it_flap(rule: interval.Rule):
+    """Through a whole octave of step times, so that every rounding is met at its edge."""
+    for hundredth in range(100):
+        measured = Measured(step=2 ** (hundredth / 100), cost=0.1, observed=86400.0)
+        current = decide(rule, measured, 0).steps
+        seen = []
+        for factor in (0.97, 1.03) * 4:
+            assert measured.step is not None
+            current = decide(rule, replace(measured, step=measured.step * factor), current).steps
+            seen.append(current)
+        assert len(set(seen[1:])) == 1, (hundredth, seen)
+
+
 @given(st.integers(0, 12), st.integers(0, 12))
 def test_ranks_that_learn_of_a_change_a_step_apart_still_meet(before: int, after: int):
     """The steps of the longer interval are steps of the shorter one."""
