@@ -7,8 +7,8 @@ same either way. Calls release the GIL.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
-import threading
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -132,7 +132,7 @@ class Batch:
         self._count = len(work)
         self._next = array("Q", [0])
         self._done = bytearray(self._count)
-        self._claim = threading.Lock()  # of the slow way only
+        self._tickets = itertools.count()  # of the slow way; taking one is atomic
         self.nbytes = sum(self._work[2::4])
         self.sums = array("I", bytes(4 * self._count)) if sums is None else sums
         if self._count and max(self._work[3::4]) >= len(self.sums):
@@ -144,6 +144,7 @@ class Batch:
     def reset(self) -> None:
         """Start anew. Nobody may be in `run`."""
         self._next[0] = 0
+        self._tickets = itertools.count()
         self._done[:] = bytes(self._count)
 
     def finished(self) -> bool:
@@ -166,8 +167,7 @@ class Batch:
     def _run_slowly(self, base: int, stop: array[int]) -> int:
         made = 0
         while not stop[0]:
-            with self._claim:
-                index, self._next[0] = self._next[0], self._next[0] + 1
+            index = next(self._tickets)
             if index >= self._count:
                 break
             to, source, n, place = self._work[4 * index : 4 * index + 4]

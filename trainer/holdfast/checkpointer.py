@@ -22,7 +22,7 @@ from ._home import open_home
 from ._home.base import Home, Located
 from ._log import Once, note
 from ._rebuild import live
-from ._state import load, rng
+from ._state import load, replicas, rng
 from ._state.sources import Source, ValueSource, make
 
 _RNG = "rng"
@@ -57,10 +57,12 @@ class Checkpointer:
         named = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader, "scaler": scaler}
         given = {name: target for name, target in {**named, **others}.items() if target is not None}
         self._sources: dict[str, Source] = {name: make(name, target) for name, target in given.items()}
+        self._given = tuple(given.values())
         self._home: Home = open_home()
         self._restored_step: int | None = None
         self._loss: float | None = None
         self._in_steps = False
+        self._last = -1
         self._once = Once()
         self._late_loss: LateNumber | None = None
         self._engine = Engine(self._sources, self._home, lambda topic, text: self._once.note(topic.partition(":")[0], text))
@@ -84,7 +86,7 @@ class Checkpointer:
         first = self.restore() + 1
         if first >= total:
             note(f"step {first - 1} is already done, and {total} steps were asked for: nothing is left to do")
-        self._in_steps = True
+        self._in_steps, self._last = True, total - 1
         try:
             for step in range(first, total):
                 self._loss = None
@@ -99,6 +101,8 @@ class Checkpointer:
         if self._restored_step is None:
             start = time.monotonic()
             located = self._home.locate()
+            who = self._home.identity
+            self._engine.replicas = replicas.find(self._given, who.rank, who.world_size)
             self._restored_step = self._load(located) if located else -1
             self._home.restored(self._restored_step, time.monotonic() - start)
         return self._restored_step
@@ -106,7 +110,9 @@ class Checkpointer:
     def _load(self, located: Located) -> int:
         who, slot = self._home.identity, located.slot
         try:
-            state = load.restore(located.source, slot, self._sources, rank=who.rank, world_size=who.world_size)
+            state = load.restore(
+                located.source, slot, self._sources, rank=who.rank, world_size=who.world_size, replicas=self._engine.replicas
+            )
         except (CorruptShard, ArenaError) as error:
             self._home.refuse(slot.step, str(error))
             raise
@@ -133,7 +139,8 @@ class Checkpointer:
         Raises UnsupportedValue (a TypeError) in the first call if something given to the Checkpointer cannot be stored.
         """
         self._loss = self._number(loss)
-        taken = self._engine.is_due(step) and not self._engine.snapshot(step)
+        due = step == self._last or self._engine.is_due(step)  # the end of training is worth keeping, whatever the interval
+        taken = due and not self._engine.snapshot(step)
         if not self._in_steps:
             self._home.progress(step, self._loss)  # a loop of the user's own: nobody else tells
         return taken
@@ -152,6 +159,10 @@ class Checkpointer:
     def report(self) -> CaptureReport:
         """What snapshots cost so far, and how they are copied."""
         return self._engine.report()
+
+    def abandon(self) -> None:
+        """Give up the snapshot that is under way."""
+        self._engine.abandon()
 
     def close(self) -> None:
         """Finish the snapshot that is under way and say what is left to say to the sidecar. Called at the end of `steps`."""

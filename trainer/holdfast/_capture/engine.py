@@ -21,6 +21,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from .._state import rng
 from .._state.mapping import Mapped
+from .._state.replicas import ReplicaSet
 from .._state.sources import Source
 from ..errors import SnapshotSkipped, UnsupportedValue
 from . import plan as plans
@@ -74,6 +75,7 @@ class Engine:
         self._pinned = Pinned()
         self._verifier = Verifier() if self._settings.verify else None
         self._planned = False
+        self.replicas: ReplicaSet | None = None  # set after the restore, when rank and world size are known
         self._began = 0.0
         self._sync_seconds = 0.0
         self._process = os.getpid()
@@ -133,7 +135,7 @@ class Engine:
     def _current_plan(self) -> Plan:
         plan = self._plan
         if plan is None or not plan.holds():
-            plan = self._plan = plans.make(self._sources, self._untrusted)
+            plan = self._plan = plans.make(self._sources, self._untrusted, self.replicas)
             self._frozen_in.clear()
             self._announce()
         return plan

@@ -18,6 +18,8 @@ from holdfast_core.manifest import Entry
 from torch.optim import Optimizer
 
 from .._state.codec import Encoder, Leaf, LeafSpec
+from .._state.replicas import NAME as REPLICAS
+from .._state.replicas import ReplicaSet, Shares, deal
 from .._state.sources import Source
 from .device import DeviceLane
 from .lane import Item, Lane
@@ -63,6 +65,7 @@ class Plan:
     data_bytes: int
     optimizers: list[Optimizer]
     fences: Fences
+    shared: bytes | None = None  # who holds what, as JSON, if the ranks of a replica set share the work
     reserved: int = 0  # slot bytes asked for
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class Plan:
         """The whole state as JSON; `changing` are values that are encoded beside the sources."""
         parts = [(name, v.tree(self.fixed[name], late, name)) for name, v in self.views.items()]
         parts += [(name, dumps(late.encode(value, name))) for name, value in changing.items()]
+        parts += [(REPLICAS, self.shared)] if self.shared is not None else []
         return b"{" + b",".join(dumps(name) + b":" + tree for name, tree in parts) + b"}"
 
     def slot_bytes(self, data_bytes: int, manifest_bytes: int) -> int:
@@ -100,7 +104,7 @@ class Plan:
         return self.reserved
 
 
-def make(sources: Mapping[str, Source], untrusted: Iterable[int] = ()) -> Plan:
+def make(sources: Mapping[str, Source], untrusted: Iterable[int] = (), replicas: ReplicaSet | None = None) -> Plan:
     """A plan for the state as it is. `untrusted`: storages that somebody changes without a fence."""
     views: dict[str, View] = {name: view(source) for name, source in sources.items()}
     for name, source in sources.items():
@@ -108,16 +112,31 @@ def make(sources: Mapping[str, Source], untrusted: Iterable[int] = ()) -> Plan:
             views[name] = AnyView(source)  # its bytes are not its values, or nobody counts its changes
     encoder = Encoder()
     fixed = {name: v.fixed(encoder, name) for name, v in views.items()}
-    live = [t for v in views.values() for t in v.live()]
-    entries = place(encoder.specs, 0)
     optimizers = [v.optimizer for v in views.values() if v.optimizer is not None]
     fences = Fences(views, optimizers, frozenset(untrusted))
+    shares = _deal(encoder, optimizers, replicas) if replicas is not None else None
+    kept = [n for n in range(len(encoder.leaves)) if shares is None or n not in shares.held]
+    entries = place([encoder.specs[n] for n in kept], 0)
     sums = array("I", bytes(4 * sum(manifest.chunk_count(e.nbytes) for e in entries)))
-    host, device = lanes(encoder.leaves, entries, fences.of, sums)
-    return Plan(
-        views, fixed, encoder, live, entries,
-        manifest.describe(entries), sums, host, device, end_of(entries), optimizers, fences,
-    )  # fmt: skip
+    host, device = lanes([encoder.leaves[n] for n in kept], entries, fences.of, sums)
+    live = [t for v in views.values() for t in v.live()]
+    shared = None if shares is None else dumps(replace(shares, nbytes=end_of(entries)).to_json())
+    return Plan(views, fixed, encoder, live, entries, manifest.describe(entries), sums, host, device, end_of(entries),
+                optimizers, fences, shared)  # fmt: skip
+
+
+def _deal(encoder: Encoder, optimizers: Sequence[Optimizer], replicas: ReplicaSet) -> Shares:
+    """Which of the leaves that all ranks hold alike this one keeps, and who the others."""
+    alike = set(replicas.storages)
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            if isinstance(parameter, torch.Tensor) and storage(parameter) in replicas.storages:
+                alike.update(storage(t) for t in state.values())
+    tensors = [leaf for leaf in encoder.leaves if isinstance(leaf, torch.Tensor)]
+    sizes = [spec.nbytes if storage(t) in alike else 0 for t, spec in zip(tensors, encoder.specs, strict=True)]
+    holders = deal(sizes, replicas.world_size)
+    mine = tuple(n for n, holder in enumerate(holders) if holder == replicas.rank)
+    return Shares(mine, {n: h for n, h in enumerate(holders) if h not in (-1, replicas.rank)}, 0)
 
 
 def place(specs: Sequence[LeafSpec], start: int) -> tuple[Entry, ...]:

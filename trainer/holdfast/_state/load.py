@@ -15,7 +15,9 @@ which ends the process (`AgentHome`) or lets the exception end it (`DirectoryHom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,27 +26,58 @@ from holdfast_core.arena import Slot
 from holdfast_core.checksum import ALGORITHM
 from holdfast_core.manifest import CorruptShard, Entry, SlotManifest
 
+from ..errors import StateMismatch
 from . import codec, transfer
+from .gather import Gathered, gather
 from .mapping import Mapped
 from .placing import Placing, address_of
+from .replicas import NAME as SHARES
+from .replicas import ReplicaSet, Shares
 from .sources import RESERVED, Source
 from .transfer import Move
 
 
-def restore(source: Mapped, slot: Slot, sources: Mapping[str, Source], *, rank: int, world_size: int) -> dict[str, Any]:
+def restore(
+    source: Mapped,
+    slot: Slot,
+    sources: Mapping[str, Source],
+    *,
+    rank: int,
+    world_size: int,
+    replicas: ReplicaSet | None = None,
+) -> dict[str, Any]:
     """The state of each source that the snapshot has, and of the RNGs; tensors that live on are already restored.
 
+    `replicas`: the ranks that keep a part each, if the snapshot is of that kind; all of them call this at the same time.
     Raises CorruptShard or ArenaError that says which bytes are wrong, and StateMismatch if the snapshot does not fit.
     """
-    document = _document(source, slot, rank, world_size)
+    with _no_collection():
+        return _restore(_area(source, slot), slot.step, sources, _document(source, slot, rank, world_size), replicas)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Thousands of small objects that all live on would set off the garbage collector again and again, in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _restore(
+    area: torch.Tensor, step: int, sources: Mapping[str, Source], document: SlotManifest, replicas: ReplicaSet | None
+) -> dict[str, Any]:
     if not isinstance(document.tree, dict):
         raise CorruptShard("the state tree is not an object")
-    area = _area(source, slot)
-    placing = Placing(document.entries, area, lambda entry: _read(area, entry))
+    whole = _gathered(document, area, replicas)
+    placing = Placing(whole.entries, whole.areas, lambda entry: _read(area, entry))
     state = {}
     for name, tree in document.tree.items():
         if name in sources:
-            state[name] = _build(placing, tree, name, sources[name], document, slot.step)
+            state[name] = _build(placing, tree, name, sources[name], whole.entries, step)
         elif name in RESERVED:
             state[name] = codec.decode(tree, placing.bind(tree, None, follow=False))
     transfer.carry_out(placing.moves())
@@ -52,10 +85,21 @@ def restore(source: Mapped, slot: Slot, sources: Mapping[str, Source], *, rank: 
     return state
 
 
-def _build(placing: Placing, tree: Any, name: str, source: Source, document: SlotManifest, step: int) -> Any:
+def _gathered(document: SlotManifest, area: torch.Tensor, replicas: ReplicaSet | None) -> Gathered:
+    if SHARES not in document.tree:
+        return Gathered(document.entries, (area,) * len(document.entries))
+    if replicas is None:
+        raise StateMismatch(
+            "the ranks kept a share each of this snapshot: give the Checkpointer the model in DistributedDataParallel, as when "
+            "it was taken, with HOLDFAST_REPLICAS=shares"
+        )
+    return gather(document.entries, area, Shares.from_json(document.tree[SHARES]), replicas.group)
+
+
+def _build(placing: Placing, tree: Any, name: str, source: Source, entries: tuple[Entry, ...], step: int) -> Any:
     """The state of one source, whose tensors do not have their bytes yet."""
     try:
-        live = source.live(tree, document.entries)
+        live = source.live(tree, entries)
         return codec.decode(tree, placing.bind(tree, live, follow=source.follow))
     except Exception as error:
         error.add_note(f"holdfast: while {name!r} was compared with the snapshot of step {step}; nothing was restored")

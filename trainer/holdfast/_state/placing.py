@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -89,12 +89,13 @@ def entry_of(entries: tuple[Entry, ...], node: dict[str, Any]) -> Entry:
 class Placing:
     """The destinations of one restore. `bind` for each source, then `moves`, and after these are carried out `finish`.
 
-    `data` is the slot's data area (uint8); `read` brings a byte string out of it.
+    `areas` are the memory (uint8) that the offset of each entry counts from: the slot's data area, or what another rank has
+    sent. `read` brings a byte string out of the slot.
     """
 
-    def __init__(self, entries: tuple[Entry, ...], data: torch.Tensor, read: Callable[[Entry], bytearray]) -> None:
+    def __init__(self, entries: tuple[Entry, ...], areas: Sequence[torch.Tensor], read: Callable[[Entry], bytearray]) -> None:
         self._entries = entries
-        self._data = data
+        self._areas = areas
         self._read = read
         self._live: list[tuple[int, torch.Tensor]] = []  # (leaf, where a copy of it has to stand in the end)
         self._new: dict[tuple[int, str], torch.Tensor] = {}  # (leaf, device)
@@ -151,8 +152,9 @@ class Placing:
         written = {index for index, _ in to}
         to += [(index, None) for index in {i for i, _ in self._later} - written]  # from the slot, once it is verified
         to.sort(key=itemgetter(0))
-        base = self._data.data_ptr()
-        return [Move(e, base + e.offset, address) for index, address in to for e in (self._entries[index],) if e.nbytes]
+        bases = {id(area): area.data_ptr() for area in {id(a): a for a in self._areas}.values()}
+        found = ((self._entries[index], bases[id(self._areas[index])], address) for index, address in to)
+        return [Move(entry, base + entry.offset, address) for entry, base, address in found if entry.nbytes]
 
     def _direct(self) -> list[tuple[int, torch.Tensor]]:
         """Live and new tensors that the pass can write to; the others go to `_later`."""
@@ -201,7 +203,7 @@ class Placing:
     def _verified(self, index: int) -> torch.Tensor:
         """The leaf in the slot itself: it was verified a moment ago, and a slot that is being restored from is not written."""
         entry = self._entries[index]
-        raw = self._data[entry.offset : entry.offset + entry.nbytes]
+        raw = self._areas[index][entry.offset : entry.offset + entry.nbytes]
         return raw.view(codec.dtype_of(entry.dtype)).view(entry.shape)
 
 

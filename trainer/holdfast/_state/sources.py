@@ -19,7 +19,7 @@ from . import modules
 from .codec import LAYOUT, PAIRS, TAG, dtype_name
 from .placing import Near, entry_of, match
 
-RESERVED = frozenset({"rng"})
+RESERVED = frozenset({"rng", "replicas"})
 
 
 class Source(Protocol):
@@ -58,6 +58,32 @@ class Stateful:
 
     def load(self, state: Any) -> None:
         self.target.load_state_dict(state)
+
+
+class LoaderSource(Stateful):
+    """A DataLoader that knows its position, for example torchdata's StatefulDataLoader.
+
+    Its iterators draw from generators when they are made. So the one that goes on is made here, where the position is restored:
+    the generators are put back afterwards, as if it had existed all the time. The next `iter()` returns it; one from before the
+    restore starts at the beginning. Worker processes are seeded anew: what a dataset draws in them is the same again only if
+    the dataset keeps its generator in its own `state_dict`.
+    """
+
+    def state(self) -> Any:
+        """With its own generator, if it was given one: its state dict lacks what was drawn after the order of an epoch."""
+        generator = self._generator()
+        return {"position": self.target.state_dict(), "generator": None if generator is None else generator.get_state()}
+
+    def load(self, state: Any) -> None:
+        super().load(state["position"])
+        self.target.state_dict()  # makes the iterator
+        generator = self._generator()
+        if generator is not None and state["generator"] is not None:
+            generator.set_state(state["generator"])
+
+    def _generator(self) -> torch.Generator | None:
+        found = getattr(self.target, "generator", None)
+        return found if isinstance(found, torch.Generator) else None
 
 
 class ModuleSource(Stateful):
@@ -182,7 +208,7 @@ def make(name: str, target: Any) -> Source:
     if isinstance(target, torch.optim.Optimizer):
         return OptimizerSource(target)
     if callable(getattr(target, "state_dict", None)) and callable(getattr(target, "load_state_dict", None)):
-        return Stateful(target)
+        return LoaderSource(target) if isinstance(target, torch.utils.data.DataLoader) else Stateful(target)
     if isinstance(target, torch.Generator):
         return GeneratorSource(target)
     if isinstance(target, torch.utils.data.DataLoader):
