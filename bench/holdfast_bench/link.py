@@ -64,7 +64,13 @@ class Worker:
             listener.settimeout(0.2)
             with open(self.folder / "log", "wb") as log:
                 self._process = subprocess.Popen(
-                    command, env=environ, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    command,
+                    env=environ,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
             deadline = time.monotonic() + _START_SECONDS
             while True:
@@ -76,6 +82,11 @@ class Worker:
                         raise Failed(f"{self.system.title} did not start: {self._last_words()}") from None
         self._stream = self._socket.makefile("rw", encoding="utf-8")
 
+    @property
+    def dead(self) -> bool:
+        """Whether its process is gone, or no longer answers."""
+        return self._stream is None or self._process.poll() is not None
+
     def ask(self, verb: str, timeout: float = 120.0, **arguments: Any) -> dict[str, Any]:
         """Do one thing; raises Failed with the worker's error."""
         if self._stream is None or self._socket is None:
@@ -86,6 +97,7 @@ class Worker:
             self._stream.flush()
             line = self._stream.readline()
         except TimeoutError:
+            self._stream = None  # a late answer would be taken for the next one
             raise Failed(f"{self.system.title}: no answer to {verb!r} in {timeout:.0f} s") from None
         except OSError as error:
             raise Failed(f"{self.system.title} died at {verb!r}: {self._last_words()}") from error

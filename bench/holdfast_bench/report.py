@@ -36,7 +36,10 @@ def terminal(outcomes: dict[str, Outcome]) -> str:
     for name, outcome in outcomes.items():
         lines = [_HEAD, *(_cells(row) for row in outcome.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(_HEAD) - 1)]
-        body = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip() for line in lines]
+        body = [
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, [*widths, 0], strict=True)).rstrip()
+            for line in lines
+        ]
         blocks.append("\n".join([verdict(name, outcome), *(body if outcome.rows else [])]))
     return "\n\n".join(blocks)
 
@@ -44,7 +47,15 @@ def terminal(outcomes: dict[str, Outcome]) -> str:
 def markdown(outcomes: dict[str, Outcome], machine: str) -> str:
     """Two tables: the figures, then the rows."""
     figures = [
-        (name, number(o.figure.value), o.figure.unit, o.figure.target, "yes" if o.figure.holds else "**no**", number(o.figure.peer), number(o.figure.bound))
+        (
+            name,
+            number(o.figure.value),
+            o.figure.unit,
+            o.figure.target,
+            "yes" if o.figure.holds else "**no**",
+            number(o.figure.peer),
+            number(o.figure.bound),
+        )
         for name, o in outcomes.items()
     ]
     head = ("figure", "value", "unit", "target", "holds", "best peer", "bound")

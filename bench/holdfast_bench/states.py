@@ -14,14 +14,11 @@ class State:
     """What a training script would give to a checkpointer."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: torch.optim.Optimizer
 
     def parts(self) -> dict[str, Any]:
         """Name -> object with `state_dict()` and `load_state_dict()`."""
-        parts: dict[str, Any] = {"model": self.model}
-        if self.optimizer is not None:
-            parts["optimizer"] = self.optimizer
-        return parts
+        return {"model": self.model, "optimizer": self.optimizer}
 
     def state_dict(self) -> dict[str, Any]:
         """Of all parts."""
@@ -30,9 +27,8 @@ class State:
     def tensors(self) -> list[torch.Tensor]:
         """Everything that a save must keep: parameters, buffers, the optimizer's states."""
         found = [*self.model.parameters(), *self.model.buffers()]
-        if self.optimizer is not None:
-            for states in self.optimizer.state.values():
-                found.extend(value for value in states.values() if isinstance(value, torch.Tensor))
+        for states in self.optimizer.state.values():
+            found.extend(value for value in states.values() if isinstance(value, torch.Tensor))
         return [t.detach() for t in found]
 
     @property
@@ -43,27 +39,23 @@ class State:
     def trainable_nbytes(self) -> int:
         """Of the parameters that train, and of their optimizer states."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        states = self.optimizer.state if self.optimizer is not None else {}
-        moments = [v for p in trainable for v in states.get(p, {}).values() if isinstance(v, torch.Tensor)]
+        moments = [v for p in trainable for v in self.optimizer.state[p].values() if isinstance(v, torch.Tensor)]
         return sum(t.nbytes for t in [*trainable, *moments])
 
-    @torch.no_grad()
     def touch(self) -> None:
-        """Change everything that trains, in place, as a step does."""
-        if self.optimizer is not None:
-            for parameter in self.model.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.full_like(parameter, 1e-3)
-            self.optimizer.step()
-            return
-        for tensor in self.model.parameters():
-            tensor.add_(1.0)
+        """One step of the optimizer: everything that trains changes, in place."""
+        gradients: dict[torch.Size, torch.Tensor] = {}
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = gradients.setdefault(parameter.shape, torch.full_like(parameter, 1e-3))
+        self.optimizer.step()
 
 
 def uniform(nbytes: int, count: int = 256) -> State:
-    """`count` equal tensors of fp32."""
+    """`count` equal tensors of fp32: half of them parameters, half of them SGD's momentum."""
     each = max(1, nbytes // count // 4)
-    return State(nn.ParameterList([nn.Parameter(torch.rand(each)) for _ in range(count)]))
+    model = nn.ParameterList([nn.Parameter(torch.rand(each)) for _ in range(count // 2)])
+    return _stepped(State(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, foreach=True)))
 
 
 def small(parameters: int = 3334) -> State:

@@ -44,6 +44,7 @@ class System:
 
 
 _ALL = [
+    System("none", "no saves", "none"),
     System("plain", "plain copy into shared memory", "plain"),
     System("holdfast", "Holdfast (auto)", "holdfast", "auto"),
     System("holdfast-lazy", "Holdfast (lazy)", "holdfast", "lazy"),

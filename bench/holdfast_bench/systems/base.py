@@ -10,7 +10,12 @@ from ..states import State
 
 
 class Backend(Protocol):
-    """One way to save a state and get it back. Made by the function `make(variant)` of its module."""
+    """One way to save a state and get it back. Made by the function `make(variant)` of its module.
+
+    `fences_itself`: the optimizer's step waits for what it needs; nobody has to call `before_change` before it.
+    """
+
+    fences_itself: bool
 
     def open(self, state: State, folder: Path) -> None:
         """Get ready; `folder` lies in memory (tmpfs) and is this system's alone."""
@@ -38,6 +43,7 @@ class Backend(Protocol):
 class Base:
     """For systems that have nothing special to do here."""
 
+    fences_itself = False
     state: State
     folder: Path
 

@@ -18,6 +18,8 @@ _SECONDS = 60.0
 class Holdfast(Base):
     """See the module."""
 
+    fences_itself = True
+
     def open(self, state: State, folder: Path) -> None:
         """See Backend."""
         super().open(state, folder)
@@ -30,7 +32,7 @@ class Holdfast(Base):
             raise RuntimeError(f"the snapshot of step {step} was skipped: {self._ckpt.report()}")
 
     def before_change(self) -> None:
-        """For changes by hand; optimizers are fenced by Holdfast itself."""
+        """Until everything is copied: for changes by hand."""
         self._ckpt.fence()
 
     def wait(self) -> None:

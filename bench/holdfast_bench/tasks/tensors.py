@@ -27,7 +27,9 @@ class Task:
         """Make the state and get the system ready. `threads`: of torch, 0 leaves its default. `whole`: see PlainCopy."""
         if threads:
             torch.set_num_threads(threads)
-        self._state = states.uniform(nbytes) if kind == "uniform" else states.small(parameters) if kind == "small" else states.lora()
+        self._state = (
+            states.uniform(nbytes) if kind == "uniform" else states.small(parameters) if kind == "small" else states.lora()
+        )
         self._copy = PlainCopy(self._state.tensors(), self._folder / "bound", whole=whole)
         self._copy.copy_in()
         self._backend = base.make(self._system)
