@@ -113,7 +113,10 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.update(HOLDFAST_DIR=str(options.folder / "d"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     if options.world > 1:
-        os.environ.update(WORLD_SIZE=str(options.world), LOCAL_WORLD_SIZE=str(options.world), MASTER_ADDR="127.0.0.1")
+        os.environ.update(
+            WORLD_SIZE=str(options.world), LOCAL_WORLD_SIZE=str(options.world), GROUP_RANK="0", MASTER_ADDR="127.0.0.1"
+        )
+        os.environ.update(TORCHELASTIC_RUN_ID="lives", TORCHELASTIC_MAX_RESTARTS="9", GROUP_WORLD_SIZE="1", ROLE_RANK="0")
     draw = random.Random(options.seed)
     killed = [life(options, number, kill, draw) for number, kill in enumerate([*options.kill, None])]
     last = len(options.kill)
