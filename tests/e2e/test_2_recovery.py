@@ -32,7 +32,7 @@ def test_a_killed_process_is_restarted_in_place_from_memory(training: Scene, say
     pods = {p["metadata"]["uid"] for p in training.job.pods()}
     outcome = recovery(training, say, f"SIGKILL of rank {rank}", before, faults.kill_rank(training, rank), 60)
     _kept(outcome, before, ("memory",), ("memory",))
-    assert outcome.lost_steps <= 1
+    assert outcome.lost_steps <= 2, "at most the one that was being copied, and one that was not yet committed"
     assert outcome.seconds < IN_PLACE
     assert restarts(training)["process"] == counted["process"] + 1
     assert restarts(training)["pod"] == counted["pod"]
@@ -83,7 +83,7 @@ def test_a_deleted_pod_is_replaced_and_nothing_saved_is_lost(training: Scene, sa
     old = training.job.need_pod(index)["metadata"]["name"]
     outcome = recovery(training, say, f"pod {index} deleted", before, faults.delete_pod(training, index), 120)
     _kept(outcome, before, ("memory", "pvc"), ("memory", "pvc", "s3"))
-    assert outcome.lost_steps <= 2, "the newest step is saved while the pod is going"
+    assert outcome.lost_steps <= 3, "the newest step is saved while the pod is going"
     assert outcome.seconds < NEW_POD
     new = training.job.need_pod(index)["metadata"]["name"]
     assert new != old, "a new incarnation has a new name"
