@@ -149,22 +149,21 @@ def load(raw: bytes) -> SlotManifest:
     try:
         node = json.loads(raw)
         step, attempt, rank, world_size = (_number(node[name]) for name in ("step", "attempt", "rank", "world_size"))
-        bare = [_entry(e) for e in node["entries"]]
-        entries = tuple(_with_sums(bare, _unpack_sums(node["sums"])))
+        entries = tuple(_entries(node["entries"], _unpack_sums(node["sums"])))
         return SlotManifest(step, attempt, rank, world_size, entries, node["tree"], _text(node["algorithm"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptShard(f"manifest: {type(error).__name__}: {error}") from error
 
 
-def _with_sums(entries: list[Entry], sums: array[int]) -> Iterator[Entry]:
+def _entries(nodes: list[dict[str, Any]], sums: array[int]) -> Iterator[Entry]:
     """Deal out the checksums. None at all is a manifest without them, which `verify` then refuses."""
-    counts = [chunk_count(e.nbytes) for e in entries]
-    if len(sums) not in (0, sum(counts)):
-        raise ValueError(f"{len(sums)} checksums for {sum(counts)} chunks")
     at = 0
-    for entry, count in zip(entries, counts, strict=True):
-        yield replace(entry, checksums=tuple(sums[at : at + count]))
-        at += count
+    for node in nodes:
+        end = at + chunk_count(_number(node["nbytes"])) if sums else 0
+        yield _entry(node, tuple(sums[at:end]))
+        at = end
+    if at != len(sums):
+        raise ValueError(f"{len(sums)} checksums for {at} chunks")
 
 
 def _unpack_sums(text: str) -> array[int]:
@@ -175,16 +174,20 @@ def _unpack_sums(text: str) -> array[int]:
     return sums
 
 
-def _entry(node: dict[str, Any]) -> Entry:
-    shapes = [_shape(node[name]) if node.get(name) is not None else None for name in ("global_shape", "global_offset")]
+def _entry(node: dict[str, Any], sums: tuple[int, ...]) -> Entry:
+    placement, whole, start = node.get("placement", UNIQUE), node.get("global_shape"), node.get("global_offset")
     return Entry(
-        _text(node["key"]), _text(node["dtype"]), _shape(node["shape"]), _number(node["offset"]), _number(node["nbytes"]),
-        placement=_text(node.get("placement", UNIQUE)), global_shape=shapes[0], global_offset=shapes[1],
+        _text(node["key"]), _text(node["dtype"]), _shape(node["shape"]), _number(node["offset"]), _number(node["nbytes"]), sums,
+        _text(placement), None if whole is None else _shape(whole), None if start is None else _shape(start),
     )  # fmt: skip
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(_number(n) for n in value)
+    shape = tuple(value)
+    for number in shape:
+        if type(number) is not int:
+            raise TypeError(f"expected whole numbers, got {value!r:.60}")
+    return shape
 
 
 def _number(value: Any) -> int:

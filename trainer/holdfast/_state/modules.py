@@ -127,7 +127,7 @@ def _difference(key: str, live: torch.Tensor, node: Any, entries: tuple[Entry, .
     shape = shards.Layout.from_json(node[codec.LAYOUT]).shape if codec.LAYOUT in node else entry.shape
     if tuple(live.shape) != shape:
         return f"size mismatch for {key}: {list(live.shape)} in the live model, the snapshot has {list(shape)}"
-    if codec.dtype_name(live.dtype) != entry.dtype:
+    if live.dtype is not codec.dtype_of(entry.dtype):
         return f"{key} is {live.dtype} in the live model, the snapshot has torch.{entry.dtype}"
     if live.is_meta:
         return f"{key} is on the meta device: materialise the model before the restore"

@@ -7,12 +7,11 @@ faulted in), and the C loop holds no GIL.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from holdfast_core import fastcopy
 from holdfast_core.checksum import CHUNK
@@ -22,8 +21,7 @@ _WORTH_A_THREAD = 32 << 20  # bytes for each; a thread costs some 50 us to start
 _MOST_THREADS = 8
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """All bytes of an entry from address `source` to address `to`; None: only verify them where they are."""
 
     entry: Entry
@@ -43,54 +41,36 @@ def carry_out(moves: Sequence[Move]) -> None:
 
     The memory at all addresses must stay valid, and no destination may overlap another.
     """
-    work: list[tuple[int | None, int, int]] = []
+    work: list[tuple[int, int, int]] = []
     expected = array("I")
     for move in moves:
         _cut(move, work)
         expected.extend(move.entry.checksums)
-    pieces = fastcopy.pieces(work)
-    _run(pieces, work)
-    actual = array("I", [piece.crc for piece in pieces])
+    actual = _run(work)
     if actual != expected:
         raise CorruptShard(_first_difference(moves, actual, expected))
 
 
-def _cut(move: Move, work: list[tuple[int | None, int, int]]) -> None:
+def _cut(move: Move, work: list[tuple[int, int, int]]) -> None:
+    """A move as copies of a chunk each: to, from, bytes; what is only to be verified is at `to`, and `from` is 0."""
     source, to, nbytes = move.source, move.to, move.entry.nbytes
-    if 0 < nbytes <= CHUNK:
-        work.append((to, source, nbytes))
-        return
+    if to is None:
+        source, to = 0, source
     for at in range(0, nbytes, CHUNK):
-        work.append((None if to is None else to + at, source + at, min(CHUNK, nbytes - at)))
+        work.append((to + at, source and source + at, min(CHUNK, nbytes - at)))
 
 
-def _run(pieces: ctypes.Array[fastcopy.Piece], work: Sequence[tuple[int | None, int, int]]) -> None:
-    shares = _shares([n for _, _, n in work])
-    if len(shares) < 2:
-        fastcopy.run(pieces)
-        return
-    size = ctypes.sizeof(fastcopy.Piece)
-    parts = [(fastcopy.Piece * (end - start)).from_buffer(pieces, start * size) for start, end in shares]
-    threads = [threading.Thread(target=fastcopy.run, args=(part,), daemon=True) for part in parts[1:]]
-    for thread in threads:
+def _run(work: Sequence[tuple[int, int, int]]) -> array[int]:
+    """The checksums, when all is done."""
+    batch = fastcopy.Batch(work)
+    count = min(len(os.sched_getaffinity(0)), _MOST_THREADS, batch.nbytes // _WORTH_A_THREAD)
+    helpers = [threading.Thread(target=batch.run, args=(0,), daemon=True) for _ in range(count - 1)]
+    for thread in helpers:
         thread.start()
-    fastcopy.run(parts[0])
-    for thread in threads:
+    batch.run(0)
+    for thread in helpers:
         thread.join()  # it only copies memory: it ends
-
-
-def _shares(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Ranges of pieces of about the same number of bytes, one for each thread."""
-    total = sum(sizes)
-    threads = max(1, min(len(os.sched_getaffinity(0)), _MOST_THREADS, total // _WORTH_A_THREAD))
-    shares: list[tuple[int, int]] = []
-    start, done = 0, 0
-    for index, nbytes in enumerate(sizes):
-        done += nbytes
-        if done * threads >= total * (len(shares) + 1):
-            shares.append((start, index + 1))
-            start = index + 1
-    return shares
+    return batch.sums
 
 
 def _first_difference(moves: Sequence[Move], actual: Sequence[int], expected: Sequence[int]) -> str:
