@@ -16,6 +16,8 @@ from holdfast_core import local
 from .line import Line
 from .output import TAIL_LINES, Console, Stream
 
+_CAUSE_FIRST_SECONDS = 0.2
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -48,7 +50,9 @@ class RankProcess:
         self.parked = False  # its part in the attempt is over, though it lives
         self.kept = False  # it has been parked before
         self.answered = False  # it is at work in the attempt that it was sent into last
+        self._asked = False  # to park
         self._failed: int | None = None  # the code with which it would have exited when it parked by itself
+        self._loop = loop
         self._changed = changed
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         prefix = f"[rank {seat.rank}] "
@@ -75,12 +79,14 @@ class RankProcess:
 
     def park(self) -> bool:
         """Ask it to leave its attempt; whether it can be asked."""
-        return self.busy and self.resilient and self.line.send("park")
+        self._asked = self.busy and self.resilient and self.line.send("park")
+        return self._asked
 
     def resume(self, env: Mapping[str, str]) -> bool:
         """Send it into another attempt; it is busy once it has answered. Whether that could be sent."""
         changes = {n: env.get(n) for n in sorted({*env, *self.env}) if env.get(n) != self.env.get(n)}
         self.env, self.answered = env, False
+        self._tail.clear()  # that of the attempt before
         return self.alive and self.parked and self.line.send("resume", env=changes)
 
     def _heard(self, packet: dict[str, Any]) -> None:
@@ -94,9 +100,11 @@ class RankProcess:
             self.stdout.drain()  # it said why before it parked
             self.stderr.drain()
             self.parked, self._failed = True, packet.get("code")
+            if not self._asked:  # the death that it failed of is the news, and may take a moment to be seen
+                self._loop.call_later(_CAUSE_FIRST_SECONDS, self._changed)
+                return
         elif say == "back" and self.parked:
-            self.parked, self.kept, self.answered = False, True, True
-            self._tail.clear()
+            self.parked, self.kept, self.answered, self._asked = False, True, True, False
         self._changed()
 
     def send(self, number: int) -> None:

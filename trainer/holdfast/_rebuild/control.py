@@ -1,11 +1,13 @@
 """The process's end of the line to its launcher (see `_launcher.line`), and how an attempt is interrupted.
 
 One thread reads the line. Asked to park, it makes the main thread raise `Interrupted` by a signal, which also ends sleeps and
-waits for locks, and, where the main thread does not come out by itself, calls `release`: a collective does not look at signals.
+waits for locks. Where the main thread does not come out by itself it calls `release` with 0, 1, 2, ...: collectives do not look
+at signals.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -20,15 +22,16 @@ from .._launcher import line
 from ..errors import Interrupted
 
 SIGNAL = signal.SIGRTMIN + 11  # nobody else's: SIGUSR1 and SIGUSR2 are taken by schedulers and users
+THREAD = "holdfast-control"
 _WELCOME_SECONDS = 2.0
 _PATIENCE = 0.2  # seconds in which most code comes out by itself
-_AGAIN = 0.5
+_AGAIN = 0.3
 
 
 class Control:
     """One for the life of the process. `inside` says whether the function runs, `interrupted` whether it is to end."""
 
-    def __init__(self, connection: socket.socket, release: Callable[[], None]) -> None:
+    def __init__(self, connection: socket.socket, release: Callable[[int], None]) -> None:
         self._socket = connection
         self._release = release
         self._main = threading.main_thread()
@@ -36,7 +39,7 @@ class Control:
         self._outside = threading.Event()
         self.inside = False
         self.interrupted = False
-        threading.Thread(target=self._listen, name="holdfast-control", daemon=True).start()
+        threading.Thread(target=self._listen, name=THREAD, daemon=True).start()
 
     def say(self, say: str, **more: Any) -> None:
         """Tell the launcher; it is our parent: without it we die."""
@@ -91,16 +94,16 @@ class Control:
         if not self.inside:
             return  # it left by itself, and has said so
         self.interrupted = True
-        wait = _PATIENCE
-        while self.inside:
-            signal.pthread_kill(self._main.ident or 0, SIGNAL)
-            if self._outside.wait(wait):
+        for number in itertools.count():
+            if not self.inside:
                 return
-            self._release()
-            wait = _AGAIN
+            signal.pthread_kill(self._main.ident or 0, SIGNAL)
+            if self._outside.wait(_AGAIN if number else _PATIENCE):
+                return
+            self._release(number)
 
 
-def adopt(release: Callable[[], None]) -> Control | None:
+def adopt(release: Callable[[int], None]) -> Control | None:
     """The line that the launcher gave this process; None if there is none, or it is not meant for us."""
     number = os.environ.pop(line.ENV, "")
     if not number.isdigit() or threading.current_thread() is not threading.main_thread():

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from .._log import note
+
+_MAKERS = ("init_process_group", "new_group")
 # gloo raises plain RuntimeErrors that name its source file, and wraps neither.
 _OF_A_PEER = re.compile(r"\bgloo\b|\bNCCL\b|\bucc\b|Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
 
@@ -41,8 +47,15 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             yield one
 
 
-def release() -> None:
-    """From another thread: make the one that waits for other ranks come out with an error."""
+def release(before: int) -> None:
+    """From another thread: make the main thread, if it waits for other ranks, come out with an error.
+
+    `before`: how often this has been tried. Nothing ends the wait for a rank that never shows up while a group is made: then
+    the process ends itself, and has lost nothing but a moment.
+    """
+    if before and _sets_up():
+        note("this process waits in init_process_group for ranks that are gone, and can't be kept: ending it")
+        os._exit(128 + signal.SIGTERM)
     with suppress(Exception):  # whatever it was, the launcher's bound follows
         _shut_the_store()
     dist = _distributed()
@@ -51,13 +64,31 @@ def release() -> None:
             _abort(dist)
 
 
+def _sets_up() -> bool:
+    """Whether the main thread is making a process group."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_code.co_name in _MAKERS and frame.f_globals.get("__name__") == "torch.distributed.distributed_c10d":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _shut_the_store() -> None:
     """The rendezvous of this attempt, which all ranks of it leave: connections from and to MASTER_PORT."""
     port = int(os.environ.get("MASTER_PORT", "0"))
     for name in os.listdir("/proc/self/fd") if port else ():
-        with suppress(OSError, TypeError), socket.socket(fileno=os.dup(int(name))) as connection:
-            if port in (connection.getsockname()[1], connection.getpeername()[1]):
-                connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # gone, no socket, or not connected
+            _shut_if_of(port, int(name))
+
+
+def _shut_if_of(port: int, number: int) -> None:
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        return
+    with socket.socket(fileno=os.dup(number)) as connection:
+        of_network = connection.family in (socket.AF_INET, socket.AF_INET6)
+        if of_network and port in (connection.getsockname()[1], connection.getpeername()[1]):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def exist() -> bool:
@@ -83,6 +114,10 @@ def destroy() -> None:
         _abort(dist)
     if exist():
         dist.destroy_process_group()
+    if dist is not None:
+        # The default group's name comes from this counter, which one that failed to come up has moved: two ranks that
+        # count differently wait for each other in vain.
+        dist.distributed_c10d._world.group_count = 0
 
 
 def _uses_nccl(dist: Any) -> bool:

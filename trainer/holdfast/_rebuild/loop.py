@@ -121,6 +121,8 @@ class _Rebuilds(Generic[T]):
         try:
             _groups.extend(groups.hold())
             checkpointers = live.current()
+            if self._line.interrupted:
+                live.abandon(checkpointers)
             _clear(outcome)
             gc.collect()  # DDP is full of cycles
             _drop_groups()  # before what may take longer: other ranks may wait at the other end of their sockets
