@@ -108,8 +108,9 @@ def _build(placing: Placing, tree: Any, name: str, source: Source, entries: tupl
 
 def verify(source: Mapped, slot: Slot, *, rank: int, world_size: int) -> None:
     """Check a slot in place, without loading it; raises as `restore` does."""
-    document, base = _document(source, slot, rank, world_size), _area(source, slot).data_ptr()
-    transfer.carry_out([Move(e, base + e.offset, None) for e in document.entries])
+    with _no_collection():
+        document, base = _document(source, slot, rank, world_size), _area(source, slot).data_ptr()
+        transfer.carry_out([Move(e, base + e.offset, None) for e in document.entries])
 
 
 def _document(source: Mapped, slot: Slot, rank: int, world_size: int) -> SlotManifest:

@@ -153,9 +153,16 @@ class Placing:
         written = {index for index, _ in to}
         to += [(index, None) for index in {i for i, _ in self._later} - written]  # from the slot, once it is verified
         to.sort(key=itemgetter(0))
-        bases = {id(area): area.data_ptr() for area in {id(a): a for a in self._areas}.values()}
-        found = ((self._entries[index], bases[id(self._areas[index])], address) for index, address in to)
-        return [Move(entry, base + entry.offset, address) for entry, base, address in found if entry.nbytes]
+        moves: list[Move] = []
+        area, base = None, 0
+        for index, address in to:
+            entry = self._entries[index]
+            if self._areas[index] is not area:
+                area = self._areas[index]
+                base = area.data_ptr()
+            if entry.nbytes:
+                moves.append(Move(entry, base + entry.offset, address))
+        return moves
 
     def _direct(self) -> list[tuple[int, torch.Tensor]]:
         """Live and new tensors that the pass can write to; the others go to `_later`."""
