@@ -62,7 +62,6 @@ def main() -> None:
         if accelerator.sync_gradients:
             ckpt.loss = loss
     accelerator.print(f"final-weights sha256={weights_hash(accelerator.unwrap_model(model))} after {ckpt.step} steps")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ from ._dcp_slots import Share
 _NUMBER = re.compile(r"(\d+)\D*$")
 
 
+def last_step() -> int:
+    """The step of the newest checkpoint that all ranks have, -1 if there is none: whether there is something to load."""
+    return _dcp_slots.memory().step
+
+
 class HoldfastWriter(StorageWriter):
     """Saves into the rank's slot. The last number in `checkpoint_id` is the step if it is new, else steps are counted.
 
@@ -80,7 +85,8 @@ class HoldfastReader(StorageReader):
     """Loads what HoldfastWriter saved: the newest step, or the one with that `checkpoint_id` if it is still there.
 
     `folder`: a directory of snapshots (`HOLDFAST_DIR`) of any number of ranks, to load it with another sharding. Without it,
-    the job's own memory: under a sidecar a rank reaches its own slot only, and loads what it saved; in a local directory all slots.
+    the job's own memory: under a sidecar a rank reaches its own slot only, and loads what it saved; in a local
+    directory all slots.
     Raises HoldfastError if there is none, or for bytes that are out of reach.
     """
 
