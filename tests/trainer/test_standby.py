@@ -59,7 +59,7 @@ elif what == "atexit":
 class Warm:
     """A launcher with its standby ready, and one script; `control` is changed between attempts by the tests."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
         self.attempt = 0
         (folder / "real").mkdir()
@@ -73,11 +73,11 @@ class Warm:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "holdfast.launcher", "--", Path(sys.executable).name, "real/main.py", "fixed"],
             env=python_env(
-                HOLDFAST_SOCKET=str(self.sidecar.path), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+                HOLDFAST_SOCKET=str(self.sidecar.path), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", **env
             ),
             cwd=folder, stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self.sidecar.wait(lambda: "warm standby is ready" in self.log(), 60)
+        self.sidecar.wait(lambda: "warm standby is ready" in self.log() or "no warm standby" in self.log(), 60)
 
     def close(self) -> None:
         self.sidecar.send(local.Finish(0))
@@ -191,6 +191,47 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+OPENS_A_GPU = """
+from holdfast._launcher import linux
+linux._GPU_DEVICES = (__file__,)  # stands for /dev/nvidia0: this machine may have none
+device = open(__file__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "way", "words"),
+    [
+        ("import os; imported_in = os.getpid()", "from the warm standby", "HOLDFAST_PRELOAD: no_such_module: No module named"),
+        (
+            "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
+            "cold (the standby refused: threads are running: ",
+            "",
+        ),
+        (OPENS_A_GPU, "cold (the standby refused: a preloaded module has opened a GPU)", ""),
+        (
+            "import os; os._exit(3)",
+            "cold (the standby could not import what it preloads",
+            "no warm standby: the standby could not",
+        ),
+    ],
+    ids=["imported in advance", "starts a thread", "opens a GPU", "ends the standby"],
+)
+def test_modules_that_the_job_names(tmp_path: Path, module: str, way: str, words: str) -> None:
+    (tmp_path / "named.py").write_text(module)
+    launcher = Warm(tmp_path, HOLDFAST_PRELOAD="no_such_module, named", PYTHONPATH=str(tmp_path))
+    try:
+        body = "import os, sys; print('named in', getattr(sys.modules.get('named'), 'imported_in', 0), 'not', os.getpid())"
+        (tmp_path / "real" / "main.py").write_text(body)
+        (process,) = launcher.run()
+        assert process.exit_code == 0
+        assert way in launcher.way()
+        assert words in launcher.log()
+        found = next(line.split() for line in process.log_tail if line.startswith("named in"))
+        assert (found[2] not in ("0", found[4])) == ("warm" in way and "imported_in" in module), "imported before the fork"
+    finally:
+        launcher.close()
 
 
 @pytest.mark.parametrize(

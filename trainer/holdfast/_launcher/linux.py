@@ -10,6 +10,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_GPU_DEVICES = ("/dev/nvidia", "/dev/kfd")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -55,7 +56,7 @@ def holds_gpu() -> bool:
     """Whether this process has opened a GPU: CUDA does not survive a fork."""
     for fd in Path("/proc/self/fd").iterdir():
         try:
-            if os.readlink(fd).startswith(("/dev/nvidia", "/dev/kfd")):
+            if os.readlink(fd).startswith(_GPU_DEVICES):
                 return True
         except OSError:
             continue  # the one that lists this folder

@@ -170,6 +170,7 @@ class Supervisor:
         async with self._turn:
             if self._attempt <= attempt and any(r.busy if keeping else r.alive for r in self._ranks):
                 await self._end_all(grace, keeping)
+        self._changed()  # one that parked by itself may not have been told yet
 
     async def _end_all(self, grace: float, keeping: bool) -> None:
         asked = [r for r in self._ranks if keeping and self._keep_seconds > 0 and r.park()]
