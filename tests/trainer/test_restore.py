@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,13 @@ from holdfast_core import arena, manifest
 from holdfast_core.arena import Slot, SlotState
 from holdfast_core.checksum import CHUNK, checksums
 from holdfast_core.manifest import CorruptShard, Entry, SlotManifest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trainer.fake_sidecar import python_env
 from trainer.same import bits, same
 from trainer.test_checkpointer import checkpointer, load, save
+from trainer.test_codec import values
 
 pytestmark = pytest.mark.torch
 nn = torch.nn
@@ -264,6 +269,28 @@ def test_an_optimizer_of_other_groups_is_refused(local: Path) -> None:
     with pytest.raises(StateMismatch, match=r"parameter groups of \[2\] parameters, the snapshot of \[1\]"):
         load(parameter=parameter, optimizer=torch.optim.SGD(more, 0.1))
     assert not parameter.any()
+
+
+def wiped(value: Any) -> Any:
+    """The same structure with other bytes in its tensors."""
+    if isinstance(value, torch.Tensor):
+        value.untyped_storage().fill_(0)
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            wiped(inner)
+    return value
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values, st.booleans())
+def test_any_value_comes_back(local: Path, monkeypatch: pytest.MonkeyPatch, value: Any, in_place: bool) -> None:
+    with tempfile.TemporaryDirectory(dir=local.parent) as folder:
+        monkeypatch.setenv("HOLDFAST_DIR", folder)
+        save(value={"v": value})
+        live = {"v": wiped(copy.deepcopy(value)) if in_place else None}
+        assert load(value=live) == 0
+    assert same(live, {"v": value})
 
 
 def newest(folder: Path) -> tuple[Mapped, Slot]:
