@@ -1,6 +1,6 @@
-"""`make bench`, or `python -m holdfast_bench [--only ID,ID]`: measures, writes build/bench.json and build/bench.md, prints a table.
+"""`make bench`, or `python -m holdfast_bench [--only ID,ID]`: measures, writes bench.json and bench.md, prints a table.
 
-Exits with 1 when a figure does not hold. Neighbours: `registry` (which figures), `cases` (how each is measured), `link` and
+Exits with 1 when a figure could not be measured; whether one holds is what it writes. Neighbours: `registry` (which figures), `cases` (how each is measured), `link` and
 `worker` (one process a measured system), `report` and `model` (what comes out).
 """
 
@@ -35,7 +35,7 @@ def main() -> int:
         say(verdict(name, outcomes[name]))
         _write(outcomes, machine, context, arguments.out)  # after each: a run that is stopped leaves what it found
     print(terminal(outcomes))
-    return 0 if all(o.figure.holds for o in outcomes.values()) else 1
+    return 0 if all(o.figure.value is not None for o in outcomes.values()) else 1
 
 
 def _arguments() -> argparse.Namespace:

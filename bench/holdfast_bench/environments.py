@@ -49,14 +49,17 @@ class Environment:
 
     @property
     def lock_file(self) -> Path:
+        """Its locked requirements."""
         return ROOT / "requirements" / "bench" / f"{self.lock}.lock"
 
     @property
     def python(self) -> Path:
+        """Its interpreter."""
         return self.folder / "bin" / "python"
 
     @property
     def ready(self) -> bool:
+        """Whether it was made, to the end."""
         return not self.lock or (self.folder / ".complete").exists()
 
     def ensure(self) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 class Row:
     """One line of the table.
 
-    `ours`, `peer`, `bound` are medians in `unit`; None where that was not measured. `ratio` is ours to peer, or to bound in a row
-    without a peer; `note` says how it was measured, or why it could not be.
+    `ours`, `peer`, `bound` are medians in `unit`; None where that was not measured. `ratio` is ours to peer, or to bound in a
+    row without a peer; `note` says how it was measured, or why it could not be.
     """
 
     case: str

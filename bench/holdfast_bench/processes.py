@@ -1,6 +1,6 @@
 """Ends what a measured system has started, and nothing else: its processes carry a mark in their environment.
 
-Launchers start agents, agents start masters and trainers, some in sessions of their own: a process group does not hold them all.
+Launchers start agents, agents start masters and trainers, some in sessions of their own: no process group holds them all.
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ def _alone(plan: Plan, name: str, need: int) -> Series:
     series = Series(name)
     say(f"  {title(name)}")
     try:
-        if (free := memory("MemAvailable")) < need:
-            raise Unavailable(f"needs {need / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are available")
+        _check_memory(need)
         with Worker(name, plan.task) as worker:
             _begin(plan, worker, series)
             _rounds(plan, [(worker, series)])
@@ -87,6 +86,12 @@ def _alone(plan: Plan, name: str, need: int) -> Series:
     except Unavailable as error:
         _failed(series, error)
     return series
+
+
+def _check_memory(need: int) -> None:
+    free = memory("MemAvailable")
+    if free < need:
+        raise Unavailable(f"needs {need / 2**30:.0f} GiB of memory, {free / 2**30:.0f} are available")
 
 
 def _beside(plan: Plan, worker: Worker, name: str, mine: Series) -> Pair:

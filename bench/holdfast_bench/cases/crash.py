@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,7 +143,7 @@ def _running(system: System) -> Iterator[Job]:
         _end(process, mark)
         kept = ROOT / "build" / "bench-logs"
         kept.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "log", kept / f"crash-{system.title.split()[0].lower()}.log")
+        shutil.copyfile(folder / "log", kept / f"crash-{re.sub('[^a-z]+', '-', system.title.lower())}.log")
         shutil.rmtree(folder, ignore_errors=True)
         for left in Path("/dev/shm").glob(f"*{mark}*"):
             left.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from typing import Any
 
 import holdfast
 import train  # type: ignore[import-not-found, unused-ignore]  # examples/gpt
+
 from holdfast_bench.jobs import stamps
 
 

@@ -1,7 +1,7 @@
 """The same training for torchrun and dlrover-run: `gpt_peer.py --saver torch|dlrover ...`, everything saved after every step.
 
-The model, data and loop are those of examples/gpt/train.py. torch: rank 0 writes a file on tmpfs with torch.save and renames it.
-dlrover: a memory save of the same state dict through its DdpCheckpointer.
+The model, data and loop are those of examples/gpt/train.py. torch: rank 0 writes a file on tmpfs with torch.save, and renames
+it. dlrover: a memory save of the same state dict through its DdpCheckpointer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 import train  # type: ignore[import-not-found, unused-ignore]  # examples/gpt
+
 from holdfast_bench.jobs import stamps
 
 

@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: `async_save` to tmpfs, with its default stager or the asynchronous shared-memory one, and `load`."""
+"""torch.distributed.checkpoint: `async_save` to tmpfs (default stager, or asynchronous into shared memory), and `load`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ..states import State
 from .base import Base
@@ -30,7 +31,7 @@ class Dcp(Base):
     def open(self, state: State, folder: Path) -> None:
         """See Backend."""
         super().open(state, folder)
-        if "no_dist" not in inspect.signature(dcp.async_save).parameters:
+        if "no_dist" not in inspect.signature(async_save).parameters:
             raise RuntimeError("this torch's async_save cannot run without a process group")
 
     def save(self, step: int) -> None:
@@ -38,7 +39,7 @@ class Dcp(Base):
         self.wait()
         path = self.folder / f"dcp-{step}"
         kwargs: dict[str, Any] = {"async_stager": self._stager} if self._stager else {}
-        answer = dcp.async_save(self.state.state_dict(), checkpoint_id=path, no_dist=True, **kwargs)
+        answer = async_save(self.state.state_dict(), checkpoint_id=path, no_dist=True, **kwargs)
         if isinstance(answer, Future):
             self._saved = answer
         else:
@@ -64,7 +65,7 @@ class Dcp(Base):
         """See Backend."""
         start = time.perf_counter()
         loaded = self.state.state_dict()
-        dcp.load(loaded, checkpoint_id=self._last, no_dist=True)
+        load(loaded, checkpoint_id=self._last, no_dist=True)
         for name, part in self.state.parts().items():
             part.load_state_dict(loaded[name])
         return time.perf_counter() - start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from ..systems import base
 
 _TRIES = 8
 _CLOSE = 0.05
+_LOOKS = 7
+_LONGEST_STEP = 1.0  # seconds
 _LEAD_IN = 1  # steps of a block that are not timed: the first has no save behind it
 
 
@@ -67,9 +68,9 @@ class Task:
         size = 1
         for _ in range(_TRIES):
             self._batch(size)
-            steps = median(self._train(save=False) for _ in range(5))
-            copies = self._copies(plain)
-            wanted = copies / fraction
+            steps = min(self._train(save=False) for _ in range(_LOOKS))
+            copies = min(copies, self._copies(plain))
+            wanted = min(copies / fraction, _LONGEST_STEP)
             better = min(largest, max(1, round(size * wanted / steps)))
             if abs(steps / wanted - 1) < _CLOSE or better == size:
                 break
@@ -77,11 +78,12 @@ class Task:
         return {"batch": self._size, "copy": copies, "step": steps, "fraction": copies / steps}
 
     def _copies(self, plain: PlainCopy) -> float:
+        """The quickest of some, each after a step: what disturbs a copy only makes it slower."""
         found = []
-        for _ in range(5):
+        for _ in range(_LOOKS):
             self._train(save=False)
             found.append(plain.copy_in())
-        return median(found)
+        return min(found)
 
     def block(self, save: bool, steps: int) -> dict[str, Any]:
         """So many steps, with a save after each or with none; seconds of each."""

@@ -49,7 +49,7 @@ class Task:
         return self._backend
 
     def save(self) -> dict[str, float]:
-        """Change the state, save it: seconds until the loop may go on, until it may change the state again, until all is saved."""
+        """Change the state and save it: seconds until the loop may go on, may change the state again, and all is saved."""
         self._open.before_change()
         self._state.touch()
         start = time.perf_counter()
