@@ -109,6 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--characters", type=int, default=2_000_000, help="how much of the standard library to read")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resilient", action="store_true", help="when a rank dies, the others go on in their processes")
     return parser.parse_args()
 
 
@@ -169,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(holdfast.resilient(main) if arguments().resilient else main())
