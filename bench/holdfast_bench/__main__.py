@@ -1,7 +1,7 @@
 """`make bench`, or `python -m holdfast_bench [--only ID,ID]`: measures, writes bench.json and bench.md, prints a table.
 
-Exits with 1 when a figure could not be measured; whether one holds is what it writes. Neighbours: `registry` (which figures), `cases` (how each is measured), `link` and
-`worker` (one process a measured system), `report` and `model` (what comes out).
+Exits with 1 when a figure could not be measured; whether one holds is what it writes. Neighbours: `registry` (which figures),
+`cases` (how each is measured), `link` and `worker` (one process a measured system), `report` and `model` (what comes out).
 """
 
 from __future__ import annotations

@@ -83,6 +83,11 @@ class Worker:
         self._stream = self._socket.makefile("rw", encoding="utf-8")
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started: the worker, or its launcher."""
+        return self._process.pid
+
+    @property
     def dead(self) -> bool:
         """Whether its process is gone, or no longer answers."""
         return self._stream is None or self._process.poll() is not None
@@ -97,6 +102,7 @@ class Worker:
             self._stream.flush()
             line = self._stream.readline()
         except TimeoutError:
+            self._stream.close()
             self._stream = None  # a late answer would be taken for the next one
             raise Failed(f"{self.system.title}: no answer to {verb!r} in {timeout:.0f} s") from None
         except OSError as error:
@@ -120,7 +126,8 @@ class Worker:
             self._process.wait(5.0)
         for stream in (self._stream, self._socket):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(OSError):  # what was not sent to a dead worker
+                    stream.close()
         end_all(self.mark)
         with contextlib.suppress(subprocess.TimeoutExpired, AttributeError):
             self._process.wait(5.0)
