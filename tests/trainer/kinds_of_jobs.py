@@ -289,14 +289,14 @@ def _lora(width: int) -> Job:
 
 @kind("unfreezing")
 def _unfreezing(width: int) -> Job:
-    """Frozen until step 5, frozen again at step 10; a touch by hand at step 7 of what has been frozen from the start."""
+    """Frozen until step 5, frozen again at step 10; touches by hand of what has been frozen from the start."""
     model = net(width)
     never = nn.Linear(width, width).requires_grad_(False)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
 
     def train(step: int, ckpt: Ckpt) -> Any:
         model[2].requires_grad_(5 <= step < 10)
-        if step == 7:
+        if step % 4 == 3:
             ckpt.fence()
             with torch.no_grad():
                 never.weight.add_(1)
