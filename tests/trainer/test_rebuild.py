@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,7 @@ def train(word, times=[]):
 print("returned", holdfast.resilient(train, "value"), flush=True)
 """
 FOREVER = "while True: pass"
+Start = Callable[..., "Called"]
 
 
 class Called:
@@ -80,16 +81,15 @@ class Called:
 
 
 @pytest.fixture
-def called(tmp_path: Path) -> Iterator[type[Called]]:
+def called(tmp_path: Path) -> Iterator[Start]:
     """Makes launchers; they are gone after the test."""
     made: list[Called] = []
 
-    class Made(Called):
-        def __init__(self, do: str, **env: str) -> None:
-            super().__init__(tmp_path, do, **env)
-            made.append(self)
+    def start(do: str, **env: str) -> Called:
+        made.append(Called(tmp_path, do, **env))
+        return made[-1]
 
-    yield Made  # type: ignore[misc]
+    yield start
     for one in made:
         one.close()
 
@@ -108,8 +108,8 @@ def called(tmp_path: Path) -> Iterator[type[Called]]:
         "while True:\n try: time.sleep(600)\n except Exception: pass",
     ],
 )
-def test_a_survivor_is_interrupted_and_called_again_with_the_new_environment(called: type[Called], do: str) -> None:
-    job = called(do, Y="launcher's")  # type: ignore[call-arg,misc]
+def test_a_survivor_is_interrupted_and_called_again_with_the_new_environment(called: Start, do: str) -> None:
+    job = called(do, Y="launcher's")
     first = job.launch(1, master_port=29501, env={"X": "1"})
     assert not first.kept
     stopped = job.stop(1)
@@ -122,8 +122,8 @@ def test_a_survivor_is_interrupted_and_called_again_with_the_new_environment(cal
     assert "attempt 2: kept rank 0 in" in job.log()
 
 
-def test_many_times_in_a_row_also_without_a_stop_between(called: type[Called]) -> None:
-    job = called(FOREVER)  # type: ignore[call-arg,arg-type]
+def test_many_times_in_a_row_also_without_a_stop_between(called: Start) -> None:
+    job = called(FOREVER)
     pid = job.launch(1).pid
     for attempt in range(2, 12):
         if attempt % 3:
@@ -141,8 +141,8 @@ def test_many_times_in_a_row_also_without_a_stop_between(called: type[Called]) -
     ],
     ids=["in C", "in C with the GIL", "in Python that swallows everything"],
 )
-def test_a_survivor_that_does_not_come_out_is_replaced(called: type[Called], do: str) -> None:
-    job = called(do, HOLDFAST_REBUILD_SECONDS="1")  # type: ignore[call-arg,misc]
+def test_a_survivor_that_does_not_come_out_is_replaced(called: Start, do: str) -> None:
+    job = called(do, HOLDFAST_REBUILD_SECONDS="1")
     first = job.launch(1)
     began = time.monotonic()
     stopped = job.stop(1)
@@ -166,8 +166,8 @@ def test_a_survivor_that_does_not_come_out_is_replaced(called: type[Called], do:
         ("os.kill(os.getpid(), signal.SIGINT)", None, "KeyboardInterrupt"),
     ],
 )
-def test_what_the_function_does_by_itself_ends_the_process(called: type[Called], do: str, code: int | None, words: str) -> None:
-    job = called(do)  # type: ignore[call-arg,arg-type]
+def test_what_the_function_does_by_itself_ends_the_process(called: Start, do: str, code: int | None, words: str) -> None:
+    job = called(do)
     job.sidecar.send(launch(1))
     (process,) = job.sidecar.wait_ended(1)
     assert (process.exit_code, process.kept) == (code, False)
@@ -175,8 +175,8 @@ def test_what_the_function_does_by_itself_ends_the_process(called: type[Called],
     assert words in "\n".join(process.log_tail)
 
 
-def test_also_in_a_later_call(called: type[Called]) -> None:
-    job = called(FOREVER)  # type: ignore[call-arg,arg-type]
+def test_also_in_a_later_call(called: Start) -> None:
+    job = called(FOREVER)
     job.launch(1)
     job.stop(1)
     job.do("raise ValueError('in attempt ' + os.environ['HOLDFAST_ATTEMPT'])")
@@ -186,8 +186,8 @@ def test_also_in_a_later_call(called: type[Called]) -> None:
     assert "ValueError: in attempt 2" in process.log_tail
 
 
-def test_what_comes_after_the_function_is_not_kept(called: type[Called], tmp_path: Path) -> None:
-    job = called("pass")  # type: ignore[call-arg,arg-type]
+def test_what_comes_after_the_function_is_not_kept(called: Start, tmp_path: Path) -> None:
+    job = called("pass")
     script(tmp_path, CALLED + "time.sleep(600)\n")
     job.launch(1)
     wait_until(lambda: "returned value" in job.log())
@@ -196,8 +196,8 @@ def test_what_comes_after_the_function_is_not_kept(called: type[Called], tmp_pat
 
 
 @pytest.mark.parametrize("when", ["parked", "asked"])
-def test_a_survivor_that_dies_meanwhile_is_replaced(called: type[Called], when: str) -> None:
-    job = called(FOREVER)  # type: ignore[call-arg,arg-type]
+def test_a_survivor_that_dies_meanwhile_is_replaced(called: Start, when: str) -> None:
+    job = called(FOREVER)
     first = job.launch(1)
     if when == "parked":
         job.stop(1)
@@ -213,8 +213,8 @@ def test_a_survivor_that_dies_meanwhile_is_replaced(called: type[Called], when: 
     assert "attempt 2: started 1 process(es)" in job.log()
 
 
-def test_one_that_hangs_while_parked_is_replaced(called: type[Called]) -> None:
-    job = called(FOREVER, HOLDFAST_REBUILD_SECONDS="0.5")  # type: ignore[call-arg,misc]
+def test_one_that_hangs_while_parked_is_replaced(called: Start) -> None:
+    job = called(FOREVER, HOLDFAST_REBUILD_SECONDS="0.5")
     first = job.launch(1)
     job.stop(1)
     os.kill(first.pid, signal.SIGSTOP)
@@ -232,8 +232,8 @@ def test_one_that_hangs_while_parked_is_replaced(called: type[Called]) -> None:
         ({"HOLDFAST_REBUILD_SECONDS": "0"}, {}, "stopping 1 process(es)"),
     ],
 )
-def test_when_nobody_is_kept(called: type[Called], env: dict[str, str], more: dict[str, object], words: str) -> None:
-    job = called(FOREVER, **env)  # type: ignore[arg-type]
+def test_when_nobody_is_kept(called: Start, env: dict[str, str], more: dict[str, object], words: str) -> None:
+    job = called(FOREVER, **env)
     first = job.launch(1)
     job.stop(1)
     assert job.launch(2, **more).pid != first.pid
@@ -241,8 +241,8 @@ def test_when_nobody_is_kept(called: type[Called], env: dict[str, str], more: di
     assert not alive(first.pid)
 
 
-def test_a_stop_with_a_grace_is_a_stop(called: type[Called]) -> None:
-    job = called(FOREVER)  # type: ignore[call-arg,arg-type]
+def test_a_stop_with_a_grace_is_a_stop(called: Start) -> None:
+    job = called(FOREVER)
     first = job.launch(1)
     job.sidecar.send(local.Stop(1, 2.0))
     (stopped,) = job.sidecar.wait_ended(1)
@@ -250,8 +250,8 @@ def test_a_stop_with_a_grace_is_a_stop(called: type[Called]) -> None:
     assert not alive(first.pid)
 
 
-def test_finish_ends_who_is_parked(called: type[Called]) -> None:
-    job = called(FOREVER)  # type: ignore[call-arg,arg-type]
+def test_finish_ends_who_is_parked(called: Start) -> None:
+    job = called(FOREVER)
     first = job.launch(1)
     job.stop(1)
     job.sidecar.send(local.Finish(4))
@@ -259,11 +259,11 @@ def test_finish_ends_who_is_parked(called: type[Called]) -> None:
     assert not alive(first.pid)
 
 
-def test_without_a_launcher_and_in_a_child_it_is_a_plain_call(called: type[Called], tmp_path: Path) -> None:
+def test_without_a_launcher_and_in_a_child_it_is_a_plain_call(called: Start, tmp_path: Path) -> None:
     job = called(
         "import subprocess; print(subprocess.run([sys.executable, 'script.py'], env={**os.environ, 'DO': '/dev/null'},"
         " capture_output=True, text=True).stdout, flush=True)"
-    )  # type: ignore[call-arg,arg-type]
+    )
     job.sidecar.send(launch(1))
     job.sidecar.wait_ended(1)
     assert job.log().count("returned value") == 2
