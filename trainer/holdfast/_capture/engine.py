@@ -119,7 +119,7 @@ class Engine:
             self._tuner.measured(start - previous, self._sync_seconds)
         plan = self._current_plan()
         late = plans.Late(plan.encoder)
-        tree = plan.tree(late, {_RNG: rng.capture()})
+        tree = plan.tree(late, {_RNG: rng.capture})
         late_entries = plans.place(late.specs, plan.data_bytes)
         late_sums = array("I", bytes(4 * sum(manifest.chunk_count(e.nbytes) for e in late_entries)))
         self._planned = True

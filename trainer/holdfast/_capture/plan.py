@@ -90,10 +90,11 @@ class Plan:
                 return [number]
         return sorted({self.fences.of(p) for group in optimizer.param_groups for p in group["params"]} - {EAGER, FROZEN})
 
-    def tree(self, late: Encoder, changing: Mapping[str, Any]) -> bytes:
-        """The whole state as JSON; `changing` are values that are encoded beside the sources."""
+    def tree(self, late: Encoder, changing: Mapping[str, Callable[[], Any]]) -> bytes:
+        """The whole state as JSON; `changing` gives values that are encoded beside the sources, and after them: a source may
+        draw random numbers when it is asked for its state."""
         parts = [(name, v.tree(self.fixed[name], late, name)) for name, v in self.views.items()]
-        parts += [(name, dumps(late.encode(value, name))) for name, value in changing.items()]
+        parts += [(name, dumps(late.encode(value(), name))) for name, value in changing.items()]
         parts += [(REPLICAS, self.shared)] if self.shared is not None else []
         return b"{" + b",".join(dumps(name) + b":" + tree for name, tree in parts) + b"}"
 
