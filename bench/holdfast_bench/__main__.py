@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +17,7 @@ from .context import Context
 from .environments import ROOT
 from .machine import describe, sentence, versions
 from .model import Figure, Outcome, to_json
+from .processes import sweep
 from .progress import say
 from .registry import FIGURES, Measure, choose
 from .report import markdown, terminal, verdict
@@ -24,6 +26,9 @@ from .report import markdown, terminal, verdict
 def main() -> int:
     """Entry point; returns the exit code."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    for mark in sweep():
+        say(f"removed what a killed run left: {mark}")
     context = Context(arguments.scale, arguments.samples, not arguments.no_peers)
     machine = describe()
     if machine["load_at_start"] > 0.5:

@@ -14,13 +14,12 @@ import socket
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from .environments import ROOT, Unavailable
-from .processes import MARK, end_all
+from .processes import MARK, end_all, new_mark, remove
 from .systems import System, by_name
 
 SOCKET = "HOLDFAST_BENCH_SOCKET"
@@ -40,7 +39,7 @@ class Worker:
     def __init__(self, system: str, task: str, environ: Mapping[str, str] | None = None) -> None:
         self.system: System = by_name(system)
         self.system.environment.ensure()
-        self.mark = f"holdfast-bench-{uuid.uuid4().hex[:12]}"
+        self.mark = new_mark()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.mark}-", dir=_SHM))
         self._stream: IO[str] | None = None
         self._socket: socket.socket | None = None
@@ -132,9 +131,7 @@ class Worker:
         with contextlib.suppress(subprocess.TimeoutExpired, AttributeError):
             self._process.wait(5.0)
         self._keep_log()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for left in _SHM.glob(f"*{self.mark}*"):
-            left.unlink(missing_ok=True)
+        remove(self.mark)
 
     def _keep_log(self) -> None:
         """The last log of each system stays, for whoever asks why."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import time
+import uuid
 from pathlib import Path
 
 MARK = "HOLDFAST_BENCH_MARK"
@@ -24,6 +26,42 @@ def marked(mark: str) -> list[int]:
             if needle in (path / "environ").read_bytes().split(b"\0"):
                 found.append(int(path.name))
     return found
+
+
+def prefix() -> str:
+    """What every mark begins with, and every file in shared memory that goes with it."""
+    return "holdfast-bench-"
+
+
+def sweep(folder: Path = Path("/dev/shm")) -> list[str]:
+    """Remove what a run that was killed left in shared memory, once its processes are ended; the marks that were swept.
+
+    A run that still lives keeps its own: its driver's id is in each mark.
+    """
+    stale = set()
+    for path in folder.glob(f"*{prefix()}*"):
+        mark = path.name[path.name.index(prefix()) :]
+        owner = mark.removeprefix(prefix()).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            stale.add("-".join(mark.split("-")[:4]).partition("_")[0])
+    for mark in stale:
+        end_all(mark)
+        remove(mark, folder)
+    return sorted(stale)
+
+
+def remove(mark: str, folder: Path = Path("/dev/shm")) -> None:
+    """The files and folders of a mark."""
+    for path in folder.glob(f"*{mark}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def new_mark() -> str:
+    """For one measured system."""
+    return f"{prefix()}{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 def end_all(mark: str) -> None:

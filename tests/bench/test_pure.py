@@ -1,11 +1,13 @@
 """Statistics, tables, verdicts, time stamps, memory maps: what needs no process."""
 
 import json
+import subprocess
 
 import pytest
 from holdfast_bench import registry, report, smaps, stats
 from holdfast_bench.jobs.stamps import Stamp, recovered
 from holdfast_bench.model import Figure, Outcome, Row, to_json
+from holdfast_bench.processes import new_mark, sweep
 from holdfast_bench.systems import PEERS, by_name, title
 
 IDS = [
@@ -160,3 +162,15 @@ def test_this_process_has_memory_of_its_own():
     block = bytearray(b"x") * (32 << 20)
     assert smaps.own() - before > 30 << 20
     del block
+
+
+def test_what_a_killed_run_left_is_swept_and_a_living_runs_is_not(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait(10)
+    dead, alive = f"holdfast-bench-{gone.pid}-0123456789ab", new_mark()
+    (tmp_path / f"{dead}-x_y").mkdir()
+    (tmp_path / f"{dead}_ckpt_shm_0").touch()
+    (tmp_path / f"{alive}-zz").mkdir()
+    (tmp_path / "of-others").touch()
+    assert sweep(tmp_path) == [dead]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"{alive}-zz", "of-others"])

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from ..context import Context
 from ..environments import ROOT, Unavailable
 from ..jobs import stamps
 from ..model import Figure, Outcome, Row
-from ..processes import MARK, end_all, marked
+from ..processes import MARK, end_all, marked, new_mark, remove
 from ..progress import say
 from ..stats import median
 from ..systems import DLROVER
@@ -126,7 +125,7 @@ class Job:
 
 @contextmanager
 def _running(system: System) -> Iterator[Job]:
-    mark = f"holdfast-bench-{uuid.uuid4().hex[:12]}"
+    mark = new_mark()
     folder = Path(tempfile.mkdtemp(prefix=f"{mark}-", dir="/dev/shm"))
     path = os.pathsep.join(str(ROOT / part) for part in ("bench", "core", "trainer", "examples/gpt"))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
@@ -144,9 +143,7 @@ def _running(system: System) -> Iterator[Job]:
         kept = ROOT / "build" / "bench-logs"
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "log", kept / f"crash-{re.sub('[^a-z]+', '-', system.title.lower())}.log")
-        shutil.rmtree(folder, ignore_errors=True)
-        for left in Path("/dev/shm").glob(f"*{mark}*"):
-            left.unlink(missing_ok=True)
+        remove(mark)
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
