@@ -23,6 +23,7 @@ from ..progress import say
 from ..stats import median
 from ..systems import DLROVER
 
+OURS = "Holdfast"
 _KILLS = 2  # of each start
 _START_SECONDS = 180.0
 _RECOVERY_SECONDS = 120.0
@@ -44,10 +45,8 @@ class System:
 
 
 def _systems(peers: bool) -> list[System]:
-    ours = System(
-        "Holdfast",
-        [str(ROOT / ".venv/bin/holdfast"), "run", "-n", "2", "--max-restarts", "1000", str(_JOBS / "gpt_holdfast.py")],
-    )
+    run = [str(ROOT / ".venv/bin/holdfast"), "run", "-n", "2", "--max-restarts", "1000", str(_JOBS / "gpt_holdfast.py")]
+    ours = [System(OURS, run), System("Holdfast, under holdfast.resilient", [*run, "--resilient"])]
     job = str(_JOBS / "gpt_peer.py")
     torchrun = [
         str(ROOT / ".venv/bin/python"),
@@ -68,7 +67,7 @@ def _systems(peers: bool) -> list[System]:
             {"PATH": f"{DLROVER.folder / 'bin'}:/usr/bin:/bin"},
         ),
     ]
-    return [ours, *(found if peers else [])]
+    return [*ours, *(found if peers else [])]
 
 
 def crash_to_step(context: Context) -> Outcome:
@@ -78,15 +77,19 @@ def crash_to_step(context: Context) -> Outcome:
         for system in systems:
             if not system.problem:
                 _turn(system, turn)
-    ours, *peers = systems
+    ours, resilient, *peers = systems
     if ours.problem or not ours.seconds:
         raise RuntimeError(f"Holdfast: {ours.problem}")
     value = median(ours.seconds)
     times = {p.title: median(p.seconds) for p in peers if p.seconds}
     beaten = len(times) == len(peers) and len(peers) > 0 and all(t >= 4.0 * value for t in times.values())
     figure = Figure(value, "s", _TARGET, value <= 0.5 and beaten, min(times.values(), default=None), None, ours.seconds)
-    rows = [Row("2 ranks", ours.title, "s", value), *(_row(p, value) for p in peers)]
+    rows = [_own_row(ours), _own_row(resilient), *(_row(p, value) for p in peers)]
     return Outcome(figure, rows, {s.title: s.seconds for s in systems})
+
+
+def _own_row(system: System) -> Row:
+    return Row("2 ranks", system.title, "s", median(system.seconds) if system.seconds else None, note=system.problem)
 
 
 def _row(peer: System, value: float) -> Row:

@@ -1,5 +1,9 @@
-"""examples/gpt/train.py as it is, with a note after each snapshot: `holdfast run -n 2 gpt_holdfast.py ...`."""
+"""examples/gpt/train.py as it is, with a note after each snapshot: `holdfast run -n 2 gpt_holdfast.py ...`.
 
+With `--resilient` first, its `main` runs under `holdfast.resilient`: the rank that was not killed keeps its process.
+"""
+
+import sys
 from typing import Any
 
 import holdfast
@@ -20,4 +24,8 @@ class Stamped(holdfast.Checkpointer):
 
 if __name__ == "__main__":
     holdfast.Checkpointer = Stamped  # type: ignore[misc]
-    train.main()
+    if "--resilient" in sys.argv:
+        sys.argv.remove("--resilient")
+        holdfast.resilient(train.main)
+    else:
+        train.main()
