@@ -3,14 +3,15 @@
     rank-00000.g0.arena     a later generation replaces it when a snapshot outgrows its slots
     rank-00000.lock         held while the process lives
 
-All ranks tell each other once, at the start, which steps they can vouch for (`exchange`), and resume from the newest one that
-all have. After that no rank talks to another: a slot is reused when the ranks' files show a newer step sealed by everybody.
+All ranks tell each other at the start which steps they have (`exchange`), and resume from the newest one that all have and have
+verified. After that no rank talks to another: a slot is reused when the ranks' files show a newer step sealed by everybody.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import time
@@ -40,10 +41,11 @@ _NAME = re.compile(r"^rank-(\d{5,})\.g(\d+)\.arena$")
 
 @dataclass(frozen=True)
 class _Vote:
-    """What a rank brings to the exchange: the newest attempt that it has seen, and its good copies."""
+    """What a rank brings to a round: the newest attempt that it has seen, its copies, and the one that it has verified."""
 
     fence: int
     copies: tuple[Copy, ...]
+    verified: Copy | None = None
 
 
 class DirectoryHome:
@@ -61,18 +63,30 @@ class DirectoryHome:
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._arenas = self._open_own()
-        good = self._good_slots()
-        fence = max((arena.fence(a.buf) for a in self._arenas), default=0)
-        votes = exchange(self.path, self.identity, _Vote(fence, tuple(sorted(good))), _Vote)
-        attempt = 1 + max(v.fence for v in votes)
-        common = set(votes[0].copies).intersection(*(v.copies for v in votes))
-        chosen = max(common, default=None)
+        held = self._held()
+        attempt, chosen = self._agree(held)
         self._begin_attempt(attempt, chosen)
         if chosen is None:
             return None
         if self.identity.rank == 0:
             note(f"resuming after step {chosen.step} from {self.path}")
-        return good[chosen]
+        return held[chosen]
+
+    def _agree(self, held: dict[Copy, Located]) -> tuple[int, Copy | None]:
+        """The next attempt, and the newest step that every rank has and has verified. Only what may be chosen is read."""
+        fence = max((arena.fence(a.buf) for a in self._arenas), default=0)
+        verified: Copy | None = None
+        for number in itertools.count():
+            vote = _Vote(fence, tuple(sorted(held)), verified)
+            votes = exchange(self.path, self.identity, number, vote, _Vote)
+            chosen = max(set(votes[0].copies).intersection(*(v.copies for v in votes)), default=None)
+            if chosen is None or all(v.verified == chosen for v in votes):
+                return 1 + max(v.fence for v in votes), chosen
+            if verified != chosen:
+                verified = chosen if self._verified(held[chosen]) else None
+            if verified is None:
+                del held[chosen]
+        raise AssertionError("itertools.count() ends")
 
     def _take_lock(self) -> None:
         self._lock = open(self.path / f"rank-{self.identity.rank:05d}.lock", "ab")  # noqa: SIM115 - held for life
@@ -111,19 +125,24 @@ class DirectoryHome:
         found = [(m, p) for p in self.path.iterdir() if (m := _NAME.match(p.name)) and int(m[1]) == rank]
         return [p for m, p in sorted(found, key=lambda item: int(item[0][2]))]
 
-    def _good_slots(self) -> dict[Copy, Located]:
-        good = {}
-        who = self.identity
-        for mapped in self._arenas:
-            for slot in (s for s in mapped.slots() if s.state is SlotState.SEALED):
-                try:
-                    load.verify(mapped, slot, rank=who.rank, world_size=who.world_size)
-                except (CorruptShard, ArenaError) as error:
-                    note(f"step {slot.step} in {mapped.path.name} cannot be used, trying an older one: {error}")
-                    arena.clear(mapped.buf, slot.index)
-                else:
-                    good[Copy(slot.step, slot.attempt)] = Located(mapped, slot)
-        return good
+    def _held(self) -> dict[Copy, Located]:
+        return {
+            Copy(slot.step, slot.attempt): Located(mapped, slot)
+            for mapped in self._arenas
+            for slot in mapped.slots()
+            if slot.state is SlotState.SEALED
+        }
+
+    def _verified(self, located: Located) -> bool:
+        """Whether its bytes agree with their checksums. A slot that lies is given up."""
+        mapped, slot = located.source, located.slot
+        try:
+            load.verify(mapped, slot, rank=self.identity.rank, world_size=self.identity.world_size)
+        except (CorruptShard, ArenaError) as error:
+            note(f"step {slot.step} in {mapped.path.name} cannot be used, trying an older one: {error}")
+            arena.clear(mapped.buf, slot.index)
+            return False
+        return True
 
     def _begin_attempt(self, attempt: int, chosen: Copy | None) -> None:
         """Fence, and give up the steps of the abandoned timeline."""

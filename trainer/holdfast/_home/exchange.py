@@ -1,4 +1,4 @@
-"""Each rank tells something to all the others, once, at the start of a run without a sidecar.
+"""Each rank tells something to all the others, in rounds, at the start of a run without a sidecar.
 
 Through torch.distributed if it is initialised; else through small files, whose names hold what only the ranks of this start
 have in common, so that nothing left over from an earlier start is taken for an answer.
@@ -24,26 +24,26 @@ _TIMEOUT = 60.0
 _START_VARIABLES = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
 
 
-def exchange(path: Path, who: Identity, mine: T, kind: type[T]) -> list[T]:
-    """Every rank's value, by rank. Raises HoldfastError if a rank does not show up in time."""
+def exchange(path: Path, who: Identity, number: int, mine: T, kind: type[T]) -> list[T]:
+    """Every rank's value of this round (from 0), by rank. Raises HoldfastError if a rank does not show up in time."""
     if who.world_size == 1:
         return [mine]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() == who.world_size:
         texts: list[Any] = [None] * who.world_size
         dist.all_gather_object(texts, wire.dumps(mine).decode())
         return [wire.loads(kind, text) for text in texts]
-    return _through_files(path, who, mine, kind)
+    return _through_files(path, who, number, mine, kind)
 
 
-def _through_files(path: Path, who: Identity, mine: T, kind: type[T]) -> list[T]:
+def _through_files(path: Path, who: Identity, number: int, mine: T, kind: type[T]) -> list[T]:
     prefix = f"start-{_start_key():08x}"
     _tidy(path, who.rank, prefix)
-    own = path / f"{prefix}.rank-{who.rank:05d}.json"
+    own = path / f"{prefix}.rank-{who.rank:05d}.{number}.json"
     temporary = own.with_suffix(".tmp")
     temporary.write_bytes(wire.dumps(mine))
     os.rename(temporary, own)
     deadline = time.monotonic() + _TIMEOUT
-    return [_wait_for(path / f"{prefix}.rank-{rank:05d}.json", kind, deadline) for rank in range(who.world_size)]
+    return [_wait_for(path / f"{prefix}.rank-{rank:05d}.{number}.json", kind, deadline) for rank in range(who.world_size)]
 
 
 def _wait_for(file: Path, kind: type[T], deadline: float) -> T:
