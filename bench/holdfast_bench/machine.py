@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from .environments import ROOT
+
 
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, kernel, load at the start."""
@@ -34,8 +36,22 @@ def memory(field: str) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs in this environment; a peer's are added by its worker."""
-    return {"python": platform.python_version(), "holdfast": _version("holdfast"), "torch": _version("torch")}
+    """Of what runs in this environment, and of what is pinned for the peers ("dlrover: torch" is the torch of DLRover's)."""
+    ours = {"python": platform.python_version(), "holdfast": _version("holdfast"), "torch": _version("torch")}
+    for path in sorted((ROOT / "requirements" / "bench").glob("*.in")):
+        ours.update(pinned(path.stem, path.read_text(encoding="utf-8")))
+    return ours
+
+
+def pinned(peer: str, requirements: str) -> dict[str, str]:
+    """The exact versions in a peer's requirements."""
+    found = {}
+    for line in requirements.splitlines():
+        name, equals, version = line.partition("==")
+        if equals and ";" not in line:
+            package = name.partition("[")[0].strip()
+            found[package if package == peer else f"{peer}: {package}"] = version.strip()
+    return found
 
 
 def _version(package: str) -> str:

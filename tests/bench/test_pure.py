@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from holdfast_bench import registry, report, smaps, stats
 from holdfast_bench.jobs.stamps import Stamp, recovered
+from holdfast_bench.machine import pinned
 from holdfast_bench.model import Figure, Outcome, Row, to_json
 from holdfast_bench.processes import new_mark, sweep
 from holdfast_bench.systems import PEERS, by_name, title
@@ -174,3 +175,8 @@ def test_what_a_killed_run_left_is_swept_and_a_living_runs_is_not(tmp_path):
     (tmp_path / "of-others").touch()
     assert sweep(tmp_path) == [dead]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"{alive}-zz", "of-others"])
+
+
+def test_the_versions_of_peers_are_those_that_are_pinned():
+    assert pinned("x", "x[k8s]==0.6.1\ntorch==2.5.1\nnumpy\n") == {"x": "0.6.1", "x: torch": "2.5.1"}
+    assert pinned("y", "torch ; sys_platform == 'never'\n") == {}
