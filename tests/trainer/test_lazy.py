@@ -253,6 +253,7 @@ def test_a_copy_that_fails_in_a_fence_does_not_stop_the_step(
     with checkpointer(model=module, optimizer=optimizer) as ckpt:
         background.hold()
         assert ckpt.snapshot(0)
+        assert background.arrived.wait(30)
         with monkeypatch.context() as patch:
             patch.setattr(background, "enter", fail)
             add_one(module, optimizer)
