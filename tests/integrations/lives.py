@@ -30,7 +30,7 @@ from holdfast_core.arena import ArenaError, SlotState
 
 LIMIT = 60.0  # seconds a life
 FAILED = -2
-MODULES = ("torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint")
+MODULES = ("torch._dynamo", "holdfast.checkpointer", "torch.nn.parallel", "torch.distributed.checkpoint")
 
 
 def newest(folder: Path, world: int) -> int:

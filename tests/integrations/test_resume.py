@@ -21,7 +21,7 @@ LIGHTNING = str(JOBS / "lightning_with_everything.py")
 # library: modules to import once, and its cases: name -> (ranks, steps, command)
 CASES: dict[str, tuple[list[str], dict[str, tuple[int, int, list[str]]]]] = {
     "transformers": (
-        ["transformers.trainer"],
+        ["transformers.trainer", "torchdata.stateful_dataloader"],
         {
             "everything": (1, 48, [str(JOBS / "trainer_with_everything.py"), "12"]),
             "example, 2 ranks": (2, 40, [str(EXAMPLES / "transformers/train.py"), "--steps", "40", "--characters", "20000"]),
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[list[str], dict[str, tuple[int, int, list[str]]]]] = {
         },
     ),
     "lightning": (
-        ["lightning.pytorch", "torchdata.stateful_dataloader"],
+        ["lightning.pytorch", "torchdata.stateful_dataloader", "s3fs"],  # lightning looks for s3fs late
         {
             "plain loader": (1, 60, [LIGHTNING, "plain", "15"]),
             "two loaders": (1, 60, [LIGHTNING, "two", "15"]),
@@ -66,7 +66,7 @@ def results(library: str, folder: Path) -> dict[str, Any]:
         draw = random.Random(seed)
         requests = []
         for number, (ranks, steps, command) in enumerate(cases.values()):
-            kills = sorted(draw.sample(range(steps - 15), 3))
+            kills = sorted(draw.sample(range(steps - 15), 2))
             (folder / str(number)).mkdir(parents=True)
             requests.append({"folder": str(folder / str(number)), "world": ranks, "kills": kills, "command": command})
         (folder / "cases.json").write_text(json.dumps({"modules": modules, "seed": seed, "cases": requests}))
@@ -88,7 +88,7 @@ def ends(text: str) -> list[str]:
 def test_killed_and_resumed_it_ends_the_same(tmp_path_factory: pytest.TempPathFactory, library: str, case: str) -> None:
     result = results(library, tmp_path_factory.mktemp(library))[case]
     assert "error" not in result, f"seed {result['seed']}: {result['error']}"
-    assert len(result["killed"]) == 3
+    assert len(result["killed"]) == 2
     assert ends(result["reference"]), result["reference"]
     assert ends(result["faults"]) == ends(result["reference"]), f"seed {result['seed']}, killed at {result['killed']}"
     assert "resuming after step" in result["faults"]
