@@ -24,7 +24,7 @@ from ..stats import median
 from ..systems import DLROVER
 
 OURS = "Holdfast"
-_KILLS = 2  # of each start
+_KILLS = 3  # of each start
 _START_SECONDS = 180.0
 _RECOVERY_SECONDS = 120.0
 _QUIET_SECONDS = 5.0  # of training between faults: a standby interpreter has had time to get ready
@@ -71,7 +71,7 @@ def _systems(peers: bool) -> list[System]:
 
 
 def crash_to_step(context: Context) -> Outcome:
-    """The launchers take turns; each start is killed twice, now rank 0, now rank 1."""
+    """The launchers take turns; each start is killed some times, now rank 0, now rank 1."""
     systems = _systems(context.peers)
     for turn in range(-(-context.samples // _KILLS)):
         for system in systems:

@@ -43,7 +43,7 @@ class Shape:
         return f"copy {100 * self.fraction:g}% of the step"
 
 
-SHAPES = (Shape(0.02, 256, 8), Shape(0.005, 192, 4), Shape(0.05, 320, 12, context=32), Shape(0.10, 320, 16, context=16))
+SHAPES = (Shape(0.02, 256, 6), Shape(0.005, 128, 4), Shape(0.05, 256, 10, context=32), Shape(0.10, 320, 12, context=16))
 
 _TINY = Shape(0.05, 64, 4, layers=2, context=16)  # to try the benchmark itself
 
