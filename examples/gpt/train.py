@@ -165,8 +165,8 @@ def main() -> None:
             print(f"step {step} loss {loss.item():.4f}", flush=True)
     if rank == 0:
         print(f"final-weights sha256={weights_hash(gpt)}", flush=True)
-    if world > 1:
-        dist.destroy_process_group()
+    if device.type == "cuda" and world > 1:
+        dist.destroy_process_group()  # NCCL wants it; with gloo it can hang while the DDP module is alive
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ snapshots would be torn every time.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -369,3 +370,18 @@ def test_the_last_snapshot_of_a_script_is_not_lost(local: Path, how: str, code: 
         assert done.returncode == code, done.stderr
         assert done.stdout == f"{first}\n", done.stderr
     assert max(sealed(local)) == 5
+
+
+def test_a_forked_process_has_no_snapshots_of_its_own(local: Path) -> None:
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with checkpointer(model=model, optimizer=optimizer) as ckpt:
+        ckpt.restore()
+        assert ckpt.snapshot(0)
+        assert ckpt.wait()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(10 * ckpt.snapshot(1) + ckpt.wait())
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the child was refused, and did not hang"
+        assert ckpt.snapshot(2)
+        assert ckpt.wait()

@@ -6,6 +6,7 @@ every optimizer of the process): what a step would change is copied by then, by 
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -94,6 +95,8 @@ class Engine:
     def snapshot(self, step: int) -> str:
         """Take or start one; why there is none, or nothing. Raises UnsupportedValue as long as none was ever planned."""
         start = time.monotonic()
+        if os.getpid() != self._process:
+            return "forked: this process was forked from the one that trains, and has no snapshots of its own"
         try:
             job = self._start(step, start)
         except UnsupportedValue as error:
@@ -151,6 +154,7 @@ class Engine:
 
             self._hook = register_optimizer_step_pre_hook(before)
             weakref.finalize(self, self._hook.remove)
+            atexit.register(_drain, me)
 
     def _open(self, step: int, slot_bytes: int, content: Content) -> Goal:
         who = self._place.identity
@@ -167,6 +171,7 @@ class Engine:
         if self._verifier is not None:
             self._verifier.note(lanes.values())
         job = self._job = Job(goal, lanes, device_lanes, self._verifier.look if self._verifier else None)
+        job.frozen = plan.lanes[FROZEN].versions() if FROZEN in plan.lanes else None
         job.copied, job.mode = copied, f"{way}: {self._reason()}"
         for fence, lane in lanes.items():
             lane.begin(watched=way.lazy and fence >= 0)
@@ -233,11 +238,11 @@ class Engine:
         return True
 
     def _remember_frozen(self, job: Job) -> None:
-        lane = self._plan.lanes.get(FROZEN) if self._plan is not None else None
-        if lane is not None:
+        if job.frozen is not None:
             goal = job.goal
             sequence = arena.read_slot(goal.target.buf, goal.slot).sequence
-            self._frozen_in[str(goal.target.path), goal.slot] = (lane.versions(), sequence)
+            self._frozen_in[str(goal.target.path), goal.slot] = (job.frozen, sequence)
+            job.frozen = None  # once: later the slot may hold something else
 
     # --- the end of a snapshot
 
@@ -269,8 +274,9 @@ class Engine:
     def finish(self) -> bool:
         """Settle the snapshot that is under way; whether the last one was sealed."""
         job = self._job
-        if job is None:
+        if job is None or os.getpid() != self._process:
             return False
+        job.work()  # beside the copy threads, not after them
         self._complete(job)
         if self._plan is not None and job.written is not None:
             self._remember_frozen(job)
@@ -283,7 +289,7 @@ class Engine:
         """Take part until the last snapshot is settled; whether it was sealed."""
         deadline = time.monotonic() + timeout
         job = self._job
-        if job is None:
+        if job is None or os.getpid() != self._process:
             return False
         job.settled.wait(max(0.0, deadline - time.monotonic()) if not self._verifier else 0.0)
         return self.finish() if job.settled.is_set() or self._verifier else False
@@ -332,6 +338,11 @@ class Engine:
             known = self._known[optimizer] = (plan, plan.fences_of(optimizer))
         return known[1]
 
+    def drain(self) -> None:
+        """At the end of the process: what was taken is sealed. A fork of the process has nothing to seal."""
+        if os.getpid() == self._process:
+            self.finish()
+
     # --- report
 
     def _note(self, **values: Any) -> None:
@@ -349,3 +360,9 @@ class Engine:
                 reason=self._reason(),
                 **self._report,
             )
+
+
+def _drain(reference: weakref.ref[Engine]) -> None:
+    engine = reference()
+    if engine is not None:
+        engine.drain()

@@ -34,6 +34,9 @@ class Goal:
         return self.target.bytes[start : start + self.content.data_bytes]
 
 
+_LEAVE_SECONDS = 30.0
+
+
 class Job:
     """`lanes` by fence are copied by `work` (any thread, several at once); the one that calls `complete` seals."""
 
@@ -59,13 +62,28 @@ class Job:
         self.mode = ""
         self._delivery = threading.Lock()
         self._sealing = threading.Lock()
+        self._gate = threading.Condition()
+        self._inside = 0  # threads in `work`
+        self.frozen: list[int] | None = None  # versions of what is frozen, at the time of its copy
 
     def claim_delivery(self) -> bool:
         """True for the one who is to tell the outcome."""
         return self._delivery.acquire(blocking=False)
 
     def work(self) -> None:
-        """Copy what is left."""
+        """Copy what is left. Does nothing once the snapshot is complete: its lanes may be in use for the next one."""
+        with self._gate:
+            if self.settled.is_set():
+                return
+            self._inside += 1
+        try:
+            self._copy()
+        finally:
+            with self._gate:
+                self._inside -= 1
+                self._gate.notify_all()
+
+    def _copy(self) -> None:
         for lane in self.lanes.values():
             if not lane.settled:
                 lane.work(self.area, self.stop)
@@ -86,9 +104,13 @@ class Job:
         return waited
 
     def _settle(self, lane: Lane) -> None:
-        lane.settle(self.area, self.stop)
-        if self.held is not None and not lane.problem:
-            lane.problem = self.held(lane)
+        """Never raises: it runs within steps of the user's optimizers."""
+        if lane.settled:
+            return
+        try:
+            lane.settle(self.area, self.stop, self.held)
+        except Exception as error:  # noqa: BLE001 - a failed save must never end training (promise I5)
+            lane.problem, lane.settled = lane.problem or f"{type(error).__name__}: {error}", True
 
     def complete(self) -> None:
         """Finish every lane and seal the slot. Never raises; the outcome is in `written` or `problem`. May be called twice."""
@@ -102,7 +124,14 @@ class Job:
             except Exception as error:  # noqa: BLE001 - a failed save must never end training (promise I5)
                 self.problem = f"{type(error).__name__}: {error}"
             finally:
-                self.settled.set()
+                self._settled()
+
+    def _settled(self) -> None:
+        """From here on nobody works for this snapshot any more."""
+        with self._gate:
+            self.settled.set()
+            if not self._gate.wait_for(lambda: not self._inside, _LEAVE_SECONDS):
+                self.problem = self.problem or f"a copy thread did not finish within {_LEAVE_SECONDS:.0f} s"
 
     def _complete(self) -> None:
         self.fence_all()

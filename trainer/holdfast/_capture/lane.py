@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -80,8 +80,11 @@ class Lane:
                     place_of(area, item.entry).copy_(item.leaf)
             self._prepared = True
 
-    def settle(self, area: torch.Tensor, stop: array[int]) -> None:
-        """Return when the lane is done: from here on its tensors may change. What went wrong is in `problem`."""
+    def settle(self, area: torch.Tensor, stop: array[int], held: Callable[[Lane], str] | None = None) -> None:
+        """Return when the lane is done: from here on its tensors may change. What went wrong is in `problem`.
+
+        `held` looks at the lane once more before that.
+        """
         if self.settled:
             return
         self.work(area, stop)
@@ -93,6 +96,8 @@ class Lane:
         with self._lock:
             if not self.settled:
                 self._check()
+                if held is not None and not self.problem:
+                    self.problem = held(self)
                 self.settled = True
 
     def _check(self) -> None:

@@ -28,7 +28,8 @@ from .views import AnyView, ModuleView, View, dumps, local, same_objects, view
 Lanes = tuple[dict[int, Lane], dict[int, DeviceLane]]
 EAGER, FROZEN = -1, -2  # fences: none (copied before snapshot() returns), nothing changes it; from 0: that optimizer's step
 _MANIFEST_SLACK = 64 << 10  # bytes: numbers in the tree get longer as training goes on
-_address, _size = torch.Tensor.data_ptr, torch.Tensor.numel  # plain numbers: shapes would keep the garbage collector busy
+# plain numbers: shapes would keep the garbage collector busy
+_address, _shape, _dense = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.is_contiguous
 
 
 class Late(Encoder):
@@ -74,9 +75,9 @@ class Plan:
         self._sharded = not same_objects(map(local, self._each), self._each)
         self._noted = self._memory()
 
-    def _memory(self) -> tuple[list[int], list[int]]:
+    def _memory(self) -> tuple[list[int], list[int], list[int]]:
         tensors = [*map(local, self._each)] if self._sharded else self._each
-        return [*map(_address, tensors)], [*map(_size, tensors)]
+        return [*map(_address, tensors)], [*map(hash, map(_shape, tensors))], [*map(_dense, tensors)]
 
     def holds(self) -> bool:
         """Whether the state still consists of the same tensors in the same memory."""

@@ -25,6 +25,7 @@ from ..errors import UnsupportedValue
 from . import shards
 
 LAYOUT = "g"  # of a tensor node: the `shards.Layout` of a DTensor, whose leaf is this rank's shard
+STRIDE = "s"  # of a tensor node: its strides, if they are not the usual ones and leave no gaps
 TAG = "!"  # marks an object that is not a plain dict; a dict that has this key itself is written as pairs
 BYTES = "bytes"
 _MAX_DEPTH = 200
@@ -149,6 +150,8 @@ class Encoder:
             if value.numel():
                 self._seen[_identity(value)] = index
         node["e"] = index
+        if not value.is_contiguous() and torch.empty_like(value, device="meta").stride() == value.stride():
+            node[STRIDE] = list(value.stride())  # dense in another order: kernels that walk memory must find it again
         if value.device.type != "cpu":
             node["d"] = value.device.type
         return node

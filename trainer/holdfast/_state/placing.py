@@ -124,7 +124,7 @@ class Placing:
             self._live.append((index, shards.local_part(live)))
             return live
         like = like if isinstance(like, torch.Tensor) else None
-        new = self._new_tensor(index, _device(node, like, follow))
+        new = self._new_tensor(index, _device(node, like, follow), node.get(codec.STRIDE))
         return new if layout is None else shards.rebuild(new, layout, like)
 
     def _fits(self, live: torch.Tensor, layout: shards.Layout | None, entry: Entry) -> bool:
@@ -137,14 +137,14 @@ class Placing:
             _check_size(entry, live.dtype)
         return live.layout is torch.strided and not live.is_meta
 
-    def _new_tensor(self, index: int, device: str) -> torch.Tensor:
+    def _new_tensor(self, index: int, device: str, strides: Sequence[int] | None) -> torch.Tensor:
         """torch's own memory: some kernels give other last bits for another alignment."""
         known = self._new.get((index, device))
         if known is None:
             entry = self._entries[index]
             dtype = codec.dtype_of(entry.dtype)
             _check_size(entry, dtype)
-            known = self._new[index, device] = torch.empty(entry.shape, dtype=dtype, device=device)
+            known = self._new[index, device] = _empty(entry, dtype, device, strides)
         return known
 
     def moves(self) -> list[Move]:
@@ -175,7 +175,7 @@ class Placing:
         able.sort(key=itemgetter(0, 1))
         direct = self._without_overlaps(able)
         for (index, device), tensor in self._new.items():
-            (direct if device == "cpu" else self._later).append((index, tensor))
+            (direct if device == "cpu" and tensor.is_contiguous() else self._later).append((index, tensor))
         return direct
 
     def _without_overlaps(self, able: list[tuple[int, int, int, torch.Tensor]]) -> list[tuple[int, torch.Tensor]]:
@@ -221,6 +221,16 @@ def _device(node: dict[str, Any], like: torch.Tensor | None, follow: bool) -> st
     if like is not None:
         return str(like.device)
     return str(node["d"]) if follow else "cpu"
+
+
+def _empty(entry: Entry, dtype: torch.dtype, device: str, strides: Sequence[int] | None) -> torch.Tensor:
+    """Memory for an entry, in the order of `strides`; raises CorruptShard if these leave gaps."""
+    if strides is None:
+        return torch.empty(entry.shape, dtype=dtype, device=device)
+    meta = torch.empty_strided(entry.shape, strides, device="meta")
+    if list(torch.empty_like(meta).stride()) != list(strides):
+        raise CorruptShard(f"{entry.key}: strides {strides} do not fit the shape {entry.shape}")
+    return torch.empty_strided(entry.shape, strides, dtype=dtype, device=device)
 
 
 def _check_size(entry: Entry, dtype: torch.dtype) -> None:

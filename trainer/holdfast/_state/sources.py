@@ -124,33 +124,38 @@ class OptimizerSource(Stateful):
 
     def live(self, tree: Any, entries: tuple[Entry, ...]) -> Any:
         """The state of each parameter, by the number that the parameter has in the snapshot."""
+        own = _loads_as_torch(self.target)
         groups = self.target.param_groups
         saved = _saved_groups(tree)
         if [len(ids) for ids in saved] != [len(group["params"]) for group in groups]:
+            if not own:
+                return None  # its own load_state_dict may know what to do
             raise StateMismatch(
                 f"the live optimizer has parameter groups of {[len(g['params']) for g in groups]} parameters, "
                 f"the snapshot of {[len(ids) for ids in saved]}"
             )
-        own = _loads_as_torch(self.target)
         parameters = chain.from_iterable(group["params"] for group in groups)
         numbered = zip(chain.from_iterable(saved), parameters, strict=True)
         return {"state": {n: Near(self.target.state.get(p) if own else None, p) for n, p in numbered}}
 
     def load(self, state: Any) -> None:
         """torch loads the groups; the state of each parameter is then put in place without a cast."""
-        numbers = [n for group in state["param_groups"] for n in group["params"]]
-        parameters = dict(zip(numbers, (p for g in self.target.param_groups for p in g["params"]), strict=True))
         if not _loads_as_torch(self.target):
             super().load(state)
-            for number, parameter in parameters.items():
+            for number, parameter in self._numbered(state):
                 _undo_casts(self.target.state.get(parameter, {}), state["state"].get(number, {}))
             return
         super().load({**state, "state": {}})
+        parameters = dict(self._numbered(state))
         placed: defaultdict[Any, Any] = defaultdict(dict)
         for number, values in state["state"].items():
             parameter = parameters.get(number)
             placed[number if parameter is None else parameter] = _on_device(values, parameter)
         self.target.__setstate__({"state": placed, "param_groups": self.target.param_groups})
+
+    def _numbered(self, state: Any) -> list[tuple[Any, Any]]:
+        numbers = [n for group in state["param_groups"] for n in group["params"]]
+        return list(zip(numbers, (p for g in self.target.param_groups for p in g["params"]), strict=True))
 
 
 class GeneratorSource:
