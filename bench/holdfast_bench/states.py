@@ -58,8 +58,8 @@ def uniform(nbytes: int, count: int = 256) -> State:
     return _stepped(State(model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, foreach=True)))
 
 
-def small(parameters: int = 3334) -> State:
-    """Parameters of 1 to 16 KiB with AdamW's two moments and step counter: 3 * 3,334 small tensors and as many scalars."""
+def small(parameters: int = 2500) -> State:
+    """Parameters of 1 to 16 KiB with AdamW's two moments and step counter: 10,000 tensors, a quarter of them scalars."""
     sizes = torch.randint(256, 4097, (parameters,), generator=torch.Generator().manual_seed(1)).tolist()
     model = nn.ParameterList([nn.Parameter(torch.rand(size)) for size in sizes])
     return _stepped(State(model, torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)))

@@ -114,8 +114,7 @@ class Checkpointer:
                 located.source, slot, self._sources, rank=who.rank, world_size=who.world_size, replicas=self._engine.replicas
             )
         except (CorruptShard, ArenaError) as error:
-            self._home.refuse(slot.step, str(error))
-            raise
+            return self._load(self._home.refuse(slot.step, str(error)))  # all that is half loaded is written over
         self._apply(state, slot.step)
         return slot.step
 

@@ -10,7 +10,7 @@ from ..stats import median, paired
 from ..systems import PEERS, title
 from .tensors import note, ratio
 
-_PARAMETERS = 3334
+_PARAMETERS = 2500
 
 
 def _sample(worker: Worker) -> Sample:

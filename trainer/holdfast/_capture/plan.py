@@ -28,8 +28,8 @@ from .views import AnyView, ModuleView, View, dumps, local, same_objects, view
 Lanes = tuple[dict[int, Lane], dict[int, DeviceLane]]
 EAGER, FROZEN = -1, -2  # fences: none (copied before snapshot() returns), nothing changes it; from 0: that optimizer's step
 _MANIFEST_SLACK = 64 << 10  # bytes: numbers in the tree get longer as training goes on
-# plain numbers: shapes would keep the garbage collector busy
-_address, _shape, _dense = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.is_contiguous
+# Of shapes only the hashes are kept: so many tuples would keep the garbage collector busy.
+_address, _shape, _strides = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
 
 
 class Late(Encoder):
@@ -72,12 +72,17 @@ class Plan:
     def __post_init__(self) -> None:
         """Each tensor once (a parameter is in its module and its optimizer); DTensors hide their memory one level deeper."""
         self._each = [*{id(t): t for t in self.live}.values()]
-        self._sharded = not same_objects(map(local, self._each), self._each)
+        self._sharded = not same_objects([*map(local, self._each)], self._each)
+        modules = {id(t) for v in self.views.values() if isinstance(v, ModuleView) for t in v.live()}
+        self._in_modules = [t for t in self._each if id(t) in modules]
         self._noted = self._memory()
 
     def _memory(self) -> tuple[list[int], list[int], list[int]]:
-        tensors = [*map(local, self._each)] if self._sharded else self._each
-        return [*map(_address, tensors)], [*map(hash, map(_shape, tensors))], [*map(_dense, tensors)]
+        """Where the tensors are; and for those of modules, which scripts may turn round in place, how they lie there."""
+        each, turned = self._each, self._in_modules
+        if self._sharded:
+            each, turned = [*map(local, each)], [*map(local, turned)]
+        return [*map(_address, each)], [*map(hash, map(_shape, turned))], [*map(hash, map(_strides, turned))]
 
     def holds(self) -> bool:
         """Whether the state still consists of the same tensors in the same memory."""

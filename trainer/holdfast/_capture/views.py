@@ -8,7 +8,8 @@ each snapshot (`changing`: learning rates, counters, values). What a view cannot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from operator import is_
 from typing import Any, Protocol
 
 import torch
@@ -132,12 +133,9 @@ class OptimizerView:
         return usual and plain and not hooked and all(_only_tensors(state) for state in optimizer.state.values())
 
     def live(self) -> list[torch.Tensor]:
-        """The parameters, then their states; of an optimizer that holds anything but tensors now, none."""
+        """The parameters, then their states (if these are no tensors any more, they are not the same objects either)."""
         parameters = [p for group in self._target.param_groups for p in group["params"]]
-        states = [v for state in self._target.state.values() for v in state.values()]
-        if not all(map(torch.is_tensor, states)):
-            return _NO_TENSORS
-        return parameters + states
+        return parameters + [v for state in self._target.state.values() for v in state.values()]
 
     def fixed(self, encoder: Encoder, name: str) -> Any:
         """The state as JSON, and each group's list of parameter numbers."""
@@ -166,9 +164,9 @@ def _only_tensors(state: Any) -> bool:
     return isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
 
 
-def same_objects(one: Iterable[object], other: Iterable[object]) -> bool:
+def same_objects(one: Sequence[object], other: Sequence[object]) -> bool:
     """Whether two lists hold the same objects in the same order; both are walked in C."""
-    return [*map(id, one)] == [*map(id, other)]
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

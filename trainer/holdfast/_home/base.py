@@ -33,8 +33,8 @@ class Home(Protocol):
     def restored(self, step: int, seconds: float) -> None:
         """The state of `step` is loaded and verified (-1: started from scratch)."""
 
-    def refuse(self, step: int, problem: str) -> None:
-        """The located snapshot turned out to be corrupt, after `locate` found it good; does not return normally."""
+    def refuse(self, step: int, problem: str) -> Located:
+        """The located snapshot turned out to be corrupt: another one to load over it, or it does not return."""
 
     def target(self, slot_bytes: int) -> Mapped:
         """An arena with slots of at least this size; raises SnapshotSkipped with the reason."""

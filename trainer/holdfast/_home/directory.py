@@ -57,13 +57,14 @@ class DirectoryHome:
         self._arenas: list[Mapped] = []
         self._peers: dict[int, list[Mapped]] = {}
         self._lock: IO[bytes] | None = None
+        self._candidates: dict[Copy, Located] = {}
 
     def locate(self) -> Located | None:
         """Agree with the other ranks; raises DirectoryInUse if somebody else writes here."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._arenas = self._open_own()
-        held = self._held()
+        held = self._candidates = self._held()
         attempt, chosen = self._agree(held)
         self._begin_attempt(attempt, chosen)
         if chosen is None:
@@ -73,14 +74,17 @@ class DirectoryHome:
         return held[chosen]
 
     def _agree(self, held: dict[Copy, Located]) -> tuple[int, Copy | None]:
-        """The next attempt, and the newest step that every rank has and has verified. Only what may be chosen is read."""
+        """The next attempt, and the newest step that every rank has and has verified. Only what may be chosen is read.
+
+        A rank that is alone finds out while it loads.
+        """
         fence = max((arena.fence(a.buf) for a in self._arenas), default=0)
         verified: Copy | None = None
         for number in itertools.count():
             vote = _Vote(fence, tuple(sorted(held)), verified)
             votes = exchange(self.path, self.identity, number, vote, _Vote)
             chosen = max(set(votes[0].copies).intersection(*(v.copies for v in votes)), default=None)
-            if chosen is None or all(v.verified == chosen for v in votes):
+            if chosen is None or len(votes) == 1 or all(v.verified == chosen for v in votes):
                 return 1 + max(v.fence for v in votes), chosen
             if verified != chosen:
                 verified = chosen if self._verified(held[chosen]) else None
@@ -158,9 +162,18 @@ class DirectoryHome:
     def restored(self, step: int, seconds: float) -> None:
         """Nobody to tell."""
 
-    def refuse(self, step: int, problem: str) -> None:
-        """It was good when it was verified a moment ago: memory that lies is no base to go on from."""
-        raise CorruptShard(f"step {step} in {self.path} changed while it was loaded: {problem}")
+    def refuse(self, step: int, problem: str) -> Located:
+        """Alone, the next older one. With other ranks it was verified a moment ago: memory that lies is no base."""
+        refused = [copy for copy in self._candidates if copy.step >= step]
+        for copy in refused:
+            located = self._candidates.pop(copy)
+            arena.clear(located.source.buf, located.slot.index)
+        if self.identity.world_size > 1 or not self._candidates:
+            raise CorruptShard(f"step {step} in {self.path} is corrupt, and half of it is loaded: {problem}; start again")
+        chosen = max(self._candidates)
+        note(f"step {step} in {self.path} cannot be used, trying an older one: {problem}")
+        self._begin_attempt(self.identity.attempt, chosen)
+        return self._candidates[chosen]
 
     def target(self, slot_bytes: int) -> Mapped:
         """The newest generation, or a new one that is large enough; a full disk raises SnapshotSkipped."""
