@@ -23,7 +23,7 @@ class Task:
         self._backend: base.Backend | None = None
         self._step = 0
 
-    def open(self, kind: str, nbytes: int = 0, threads: int = 0, whole: bool = False, parameters: int = 3334) -> dict[str, Any]:
+    def open(self, kind: str, nbytes: int = 0, threads: int = 0, whole: bool = False, parameters: int = 2500) -> dict[str, Any]:
         """Make the state and get the system ready. `threads`: of torch, 0 leaves its default. `whole`: see PlainCopy."""
         if threads:
             torch.set_num_threads(threads)

@@ -130,7 +130,7 @@ class Engine:
         data_bytes = max(plan.data_bytes, plans.end_of(late_entries))
         sums = (plan.sums, late_sums)
         self._note(plan_seconds=time.monotonic() - start, state_bytes=data_bytes)
-        size = len(plan.described) + len(described) + len(tree) + 8 * sum(map(len, sums)) + 1024
+        size = len(plan.described) + len(described) + sum(map(len, tree)) + 8 * sum(map(len, sums)) + 1024
         content = Content(data_bytes, sums, (plan.described, described), tree)
         goal = self._open(step, plan.slot_bytes(data_bytes, size), content)
         return self._run(plan, goal, plans.lanes(late.leaves, late_entries, lambda _: LATE, late_sums), start)

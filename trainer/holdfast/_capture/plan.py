@@ -29,7 +29,7 @@ Lanes = tuple[dict[int, Lane], dict[int, DeviceLane]]
 EAGER, FROZEN = -1, -2  # fences: none (copied before snapshot() returns), nothing changes it; from 0: that optimizer's step
 _MANIFEST_SLACK = 64 << 10  # bytes: numbers in the tree get longer as training goes on
 # Of shapes only the hashes are kept: so many tuples would keep the garbage collector busy.
-_address, _shape, _strides = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
+_address, _shape, _dense = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.is_contiguous
 
 
 class Late(Encoder):
@@ -82,7 +82,7 @@ class Plan:
         each, turned = self._each, self._in_modules
         if self._sharded:
             each, turned = [*map(local, each)], [*map(local, turned)]
-        return [*map(_address, each)], [*map(hash, map(_shape, turned))], [*map(hash, map(_strides, turned))]
+        return [*map(_address, each)], [*map(hash, map(_shape, turned))], [*map(_dense, turned)]
 
     def holds(self) -> bool:
         """Whether the state still consists of the same tensors in the same memory."""
@@ -96,13 +96,17 @@ class Plan:
                 return [number]
         return sorted({self.fences.of(p) for group in optimizer.param_groups for p in group["params"]} - {EAGER, FROZEN})
 
-    def tree(self, late: Encoder, changing: Mapping[str, Callable[[], Any]]) -> bytes:
-        """The whole state as JSON; `changing` gives values that are encoded beside the sources, and after them: a source may
-        draw random numbers when it is asked for its state."""
-        parts = [(name, v.tree(self.fixed[name], late, name)) for name, v in self.views.items()]
-        parts += [(name, dumps(late.encode(value(), name))) for name, value in changing.items()]
-        parts += [(REPLICAS, self.shared)] if self.shared is not None else []
-        return b"{" + b",".join(dumps(name) + b":" + tree for name, tree in parts) + b"}"
+    def tree(self, late: Encoder, changing: Mapping[str, Callable[[], Any]]) -> list[bytes]:
+        """The whole state as JSON, in parts to be joined. `changing` gives values that are encoded beside the sources, and
+        after them: a source may draw random numbers when it is asked for its state."""
+        parts = [b"{"]
+        for name, v in self.views.items():
+            parts += [dumps(name), b":", *v.tree(self.fixed[name], late, name), b","]
+        for name, value in changing.items():
+            parts += [dumps(name), b":", dumps(late.encode(value(), name)), b","]
+        if self.shared is not None:
+            parts += [dumps(REPLICAS), b":", self.shared, b","]
+        return [*parts[:-1], b"}"]
 
     def slot_bytes(self, data_bytes: int, manifest_bytes: int) -> int:
         """What a slot must have; asked for with room to spare, so that it is seldom asked for again."""

@@ -38,7 +38,7 @@ class Content:
     data_bytes: int
     sums: Sequence[array[int]]
     entries: Sequence[bytes]
-    tree: bytes
+    tree: Sequence[bytes]
 
 
 def choose(target: Mapped, who: Identity, step: int) -> int:
@@ -56,7 +56,7 @@ def publish(target: Mapped, slot: int, who: Identity, step: int, content: Conten
     """Seal the slot; raises SnapshotSkipped if fenced or too small."""
     raw = manifest.assemble(
         step=step, attempt=who.attempt, rank=who.rank, world_size=who.world_size,
-        tree=content.tree,
+        tree=b"".join(content.tree),
         sums="".join(map(manifest.pack_sums, content.sums)), entries=b",".join(e for e in content.entries if e),
     )  # fmt: skip
     try:

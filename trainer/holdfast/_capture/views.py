@@ -34,8 +34,8 @@ class View(Protocol):
     def fixed(self, encoder: Encoder, name: str) -> Any:
         """JSON values that stay, its tensors as leaves; kept by the caller and given to `tree`."""
 
-    def tree(self, fixed: Any, encoder: Encoder, name: str) -> bytes:
-        """The whole object as JSON, with what changes encoded now."""
+    def tree(self, fixed: Any, encoder: Encoder, name: str) -> list[bytes]:
+        """The whole object as JSON, in parts to be joined, with what changes encoded now."""
 
 
 def view(source: Source) -> View:
@@ -68,9 +68,9 @@ class AnyView:
         """Nothing."""
         return None
 
-    def tree(self, fixed: Any, encoder: Encoder, name: str) -> bytes:
+    def tree(self, fixed: Any, encoder: Encoder, name: str) -> list[bytes]:
         """All of it."""
-        return dumps(encoder.encode(self._source.state(), name))
+        return [dumps(encoder.encode(self._source.state(), name))]
 
 
 class ModuleView:
@@ -111,10 +111,9 @@ class ModuleView:
         """The state dict."""
         return dumps(encoder.encode(self.module.state_dict(), name))
 
-    def tree(self, fixed: Any, encoder: Encoder, name: str) -> bytes:
+    def tree(self, fixed: Any, encoder: Encoder, name: str) -> list[bytes]:
         """The same as before: only bytes change."""
-        tree: bytes = fixed
-        return tree
+        return [fixed]
 
 
 class OptimizerView:
@@ -143,16 +142,15 @@ class OptimizerView:
         numbers = [dumps(encoder.encode(g["params"], "")) for g in state["param_groups"]]
         return dumps(encoder.encode(state["state"], f"{name}.state")), numbers
 
-    def tree(self, fixed: Any, encoder: Encoder, name: str) -> bytes:
+    def tree(self, fixed: Any, encoder: Encoder, name: str) -> list[bytes]:
         """State as before, settings as they are now."""
         state, numbers = fixed
         groups: list[bytes] = []
         for index, (group, params) in enumerate(zip(self._target.param_groups, numbers, strict=True)):
             settings = {k: v for k, v in group.items() if k != "params"}
             encoded = dumps(encoder.encode(settings, f"{name}.param_groups.{index}"))
-            groups.append(encoded[:-1] + (b"," if settings else b"") + b'"params":' + params + b"}")
-        head: bytes = b'{"state":' + state + b',"param_groups":['
-        return head + b",".join(groups) + b"]}"
+            groups += [b"," if index else b"", encoded[:-1], b"," if settings else b"", b'"params":', params, b"}"]
+        return [b'{"state":', state, b',"param_groups":[', *groups, b"]}"]
 
 
 def _is_fsdp(hook: object) -> bool:
