@@ -17,6 +17,17 @@ def sealed(pid: int, rank: int) -> set[int]:
         return {slot.step for slot in _sealed(whole, header)}
 
 
+def at_rest(pids: list[int]) -> bool:
+    """Whether all ranks have the same newest step, and none is in the middle of a snapshot; `pids` by rank, all stopped."""
+    newest = set()
+    for rank, pid in enumerate(pids):
+        with _arena(pid, rank) as (whole, header):
+            if any(arena.read_slot(whole, i).state is SlotState.WRITING for i in range(header.slots)):
+                return False
+            newest.add(max((s.step for s in _sealed(whole, header)), default=-1))
+    return len(newest) == 1
+
+
 def flip(pid: int, rank: int, step: int) -> None:
     """Change one bit in the data of a sealed step."""
     with _arena(pid, rank) as (whole, header):

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,33 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 @contextmanager
 def _frozen(scene: Scene) -> Iterator[list[int]]:
-    """All trainers stopped by SIGSTOP: no step is finished, nothing new is saved."""
+    """All trainers stopped by SIGSTOP, with the same newest step and no copy under way: nothing newer can appear."""
     pids = trainer_pids(scene)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+
+    def stopped() -> bool:
+        _signal(pids, signal.SIGSTOP)
+        wait_for(lambda: all(_is_stopped(pid) for pid in pids), 10, "all threads stopped", every=0.005)
+        if memory.at_rest(pids):
+            return True
+        _signal(pids, signal.SIGCONT)
+        return False
+
     try:
+        wait_for(stopped, 60, "a moment in which all ranks have sealed the same step")
         yield pids
     finally:
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGCONT)
-            except ProcessLookupError:
-                continue
+        _signal(pids, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state == "T" for state in states)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _settled(site: Site, scene: Scene, pids: list[int]) -> int:
