@@ -6,7 +6,6 @@ ENOSPC and harms nothing else. Each volume is a folder of it, mounted into pods 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -149,9 +148,3 @@ def _fill(ballast: Path) -> None:
                 piece //= 2
     finally:
         os.close(descriptor)
-
-
-def unmount(paths: Paths) -> None:
-    """Unmounts it; the loop device frees itself with the last mount."""
-    with contextlib.suppress(ClusterError):
-        run(["umount", paths.shared])

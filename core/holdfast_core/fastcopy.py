@@ -18,18 +18,6 @@ _LIBRARY = Path(__file__).parent / "_native" / f"copycrc-{platform.machine()}.so
 _WORTH = 4096  # bytes; below this zlib is as fast as the way into the library
 
 
-class Piece(ctypes.Structure):
-    """One copy: `n` bytes from address `src` to address `dst` (None: checksum only); `crc` is the result."""
-
-    _fields_ = (
-        ("dst", ctypes.c_void_p),
-        ("src", ctypes.c_void_p),
-        ("n", ctypes.c_uint64),
-        ("crc", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
-    )
-
-
 class _PyBuffer(ctypes.Structure):
     """CPython's Py_buffer, which tells the address of read-only buffers too."""
 
@@ -56,8 +44,6 @@ def _load() -> ctypes.CDLL | None:
         return None
     library.holdfast_copy_crc32.restype = ctypes.c_uint32
     library.holdfast_copy_crc32.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
-    library.holdfast_run.restype = ctypes.c_uint64
-    library.holdfast_run.argtypes = (ctypes.POINTER(Piece), ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)
     library.holdfast_batch.restype = ctypes.c_uint64
     library.holdfast_batch.argtypes = (
         ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
@@ -83,37 +69,6 @@ def crc32(buffer: memoryview, value: int = 0) -> int:
         return int(_library.holdfast_copy_crc32(None, view.buf, buffer.nbytes, value))
     finally:
         ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
-
-
-def pieces(work: Sequence[tuple[int | None, int, int]]) -> ctypes.Array[Piece]:
-    """An array of (destination address, source address, bytes) for `run`."""
-    return (Piece * len(work))(*(Piece(dst, src, n, 0, 0) for dst, src, n in work))
-
-
-def run(work: ctypes.Array[Piece], done: ctypes.c_uint64 | None = None, stop: ctypes.c_uint32 | None = None) -> int:
-    """Carry out the copies in order and fill in each `crc`; returns how many were done.
-
-    `done` counts finished pieces while it runs, for other threads to wait on; setting `stop` ends it between two pieces.
-    Memory at the given addresses must stay valid. Without the library it copies through ctypes and sums with zlib.
-    """
-    if _library is not None:
-        counter = ctypes.byref(done) if done is not None else None
-        flag = ctypes.byref(stop) if stop is not None else None
-        return int(_library.holdfast_run(work, len(work), counter, flag))
-    return _run_slowly(work, done, stop)
-
-
-def _run_slowly(work: ctypes.Array[Piece], done: ctypes.c_uint64 | None, stop: ctypes.c_uint32 | None) -> int:
-    for index, piece in enumerate(work):
-        if stop is not None and stop.value:
-            return index
-        source = (ctypes.c_char * piece.n).from_address(piece.src) if piece.n else b""
-        piece.crc = zlib.crc32(source)
-        if piece.dst and piece.n:
-            ctypes.memmove(piece.dst, piece.src, piece.n)
-        if done is not None:
-            done.value = index + 1
-    return len(work)
 
 
 class Batch:

@@ -193,25 +193,6 @@ uint32_t holdfast_copy_crc32(void *dst, const void *src, size_t n, uint32_t crc)
   return ~crc_tables(c, s + done, n - done);
 }
 
-/* One piece of work. `crc` is the result. */
-struct holdfast_piece {
-  void *dst;
-  const void *src;
-  uint64_t n;
-  uint32_t crc;
-  uint32_t unused;
-};
-
-/* Work off pieces in order. `*done` counts finished ones, for others to wait on; a nonzero `*stop` ends it early. */
-uint64_t holdfast_run(struct holdfast_piece *pieces, uint64_t count, volatile uint64_t *done, const volatile uint32_t *stop) {
-  uint64_t i = 0;
-  for (; i < count && !(stop && *stop); i++) {
-    pieces[i].crc = holdfast_copy_crc32(pieces[i].dst, pieces[i].src, pieces[i].n, 0);
-    if (done) __atomic_store_n(done, i + 1, __ATOMIC_RELEASE);
-  }
-  return i;
-}
-
 /* One copy of a batch: `to` is an offset from the batch's base; `from` NULL: only sum up what stands there. The checksum goes to
  * `sums[sum]`. */
 struct holdfast_copy {

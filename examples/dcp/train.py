@@ -29,24 +29,28 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
-    arguments = parser.parse_args()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def set_up(world: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The same weights on every rank. DCP loads into what is there, so the optimizer's moments have to be there."""
     if world > 1:
         dist.init_process_group("gloo")
     torch.manual_seed(1)
     torch.use_deterministic_algorithms(True)
     model: nn.Module = nn.Sequential(nn.Linear(8, 128), nn.GELU(), nn.Dropout(0.1), nn.Linear(128, 1))
-    if world > 1:
-        model = nn.parallel.DistributedDataParallel(
-            model, find_unused_parameters=True
-        )  # the same order of additions after a restart
+    if world > 1:  # gradients are found anew in each step, or they were added in another order after a restart
+        model = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for parameter in model.parameters():  # DCP loads into what is there, so the moments have to be there
+    for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    return model, optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400)
+    arguments = parser.parse_args()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    model, optimizer = set_up(world)
     torch.manual_seed(2 + rank)
 
     def state() -> dict[str, Any]:

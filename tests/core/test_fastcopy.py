@@ -37,9 +37,9 @@ def test_checksum_and_copy_agree_with_zlib(level, seed):
     for _ in range(300):
         n = rng.choice([rng.randrange(0, 700), rng.randrange(0, SIZE - 512)])
         a, b = rng.randrange(0, 256), rng.choice([0, 64, rng.randrange(0, 256)])
-        work = fastcopy.pieces([(address(target) + b, address(SOURCE) + a, n)])
-        assert fastcopy.run(work) == 1
-        assert work[0].crc == zlib.crc32(SOURCE[a : a + n])
+        batch = fastcopy.Batch([(b, address(SOURCE) + a, n)])
+        assert batch.run(address(target)) == 1
+        assert batch.sums[0] == zlib.crc32(SOURCE[a : a + n])
         assert target[b : b + n] == SOURCE[a : a + n]
 
 
@@ -49,19 +49,6 @@ def test_buffers_of_all_kinds_are_summed(size):
     for buffer in (memoryview(raw), memoryview(bytearray(raw))):
         assert fastcopy.crc32(buffer) == zlib.crc32(raw)
         assert fastcopy.crc32(buffer, 99) == zlib.crc32(raw, 99)
-
-
-@pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False], ids=["library", "zlib"])
-def test_a_run_counts_what_is_done_and_stops_when_told(monkeypatch, library):
-    if not library:
-        monkeypatch.setattr(fastcopy, "_library", None)
-    target, done, stop = bytearray(300), ctypes.c_uint64(0), ctypes.c_uint32(0)
-    work = fastcopy.pieces([(address(target) + i, address(SOURCE) + i, 100) for i in (0, 100, 200)])
-    assert (fastcopy.run(work, done, stop), done.value) == (3, 3)
-    assert target == SOURCE[:300]
-    assert [p.crc for p in work] == [zlib.crc32(SOURCE[i : i + 100]) for i in (0, 100, 200)]
-    stop.value = 1
-    assert fastcopy.run(work, done, stop) == 0
 
 
 both_ways = pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False], ids=["library", "zlib"])
