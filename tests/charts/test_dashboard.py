@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from .conftest import CHART
 from .metrics_table import Metric, mentioned, table
-from .panels import check_panels, panels
+from .live_panels import check_panels, panels
 
 DASHBOARD = json.loads((CHART / "dashboards" / "holdfast.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
