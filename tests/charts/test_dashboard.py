@@ -21,8 +21,8 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .conftest import CHART
-from .metrics_table import Metric, mentioned, table
 from .live_panels import check_panels, panels
+from .metrics_table import Metric, mentioned, table
 
 DASHBOARD = json.loads((CHART / "dashboards" / "holdfast.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
