@@ -47,7 +47,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Launch:
-    """sidecar -> launcher: start the processes of an attempt (earlier ones are stopped first). Idempotent by attempt."""
+    """sidecar -> launcher: start the processes of an attempt (earlier ones are stopped first). Idempotent by attempt.
+
+    `arenas`: for each process the arena that it will be told to restore from ("": none), so that it can map it early.
+    """
 
     attempt: int
     world_size: int
@@ -58,6 +61,7 @@ class Launch:
     node_rank: int
     nodes: int
     env: dict[str, str] = field(default_factory=dict)
+    arenas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,13 @@ class Lifecycle:
             master_port=prepare.master_port,
             node_rank=config.index,
             nodes=len(prepare.members),
+            arenas=tuple(self._arena_to_restore(rank) for rank in self.arenas.ranks),
         )
+
+    def _arena_to_restore(self, rank: int) -> str:
+        copy = self.record.source_copy
+        view = self.arenas.find(rank, copy) if copy else None
+        return str(view.file.path) if view else ""
 
     async def _interval(self, command: Command) -> None:
         if self._set_every(command.every):

@@ -8,6 +8,8 @@ the failure of another rank), `cli` (`holdfast run`).
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from holdfast_core import __version__
@@ -50,3 +52,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _map_ahead() -> None:
+    """In a training script, which imports us early: see `_state.ahead`. Launcher, standby and command line restore nothing."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if name not in ("", "-m", "holdfast") and ("HOLDFAST_AHEAD" in os.environ or not os.environ.get("HOLDFAST_SOCKET")):
+        from ._state import ahead
+
+        ahead.begin()
+
+
+_map_ahead()

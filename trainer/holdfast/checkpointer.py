@@ -22,7 +22,7 @@ from ._home import open_home
 from ._home.base import Home, Located
 from ._log import Once, note
 from ._rebuild import live
-from ._state import load, replicas, rng
+from ._state import ahead, load, replicas, rng
 from ._state.sources import Source, ValueSource, make
 
 _RNG = "rng"
@@ -104,6 +104,7 @@ class Checkpointer:
             who = self._home.identity
             self._engine.replicas = replicas.find(self._given, who.rank, who.world_size)
             self._restored_step = self._load(located) if located else -1
+            ahead.drop()
             self._home.restored(self._restored_step, time.monotonic() - start)
         return self._restored_step
 

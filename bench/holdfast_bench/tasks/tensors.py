@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from .. import states
 from ..shared import PlainCopy
 from ..systems import base
 
+_RESTART_SECONDS = 100.0
+
 
 class Task:
-    """Verbs: open, save, restore, bound, facts, quit."""
+    """Verbs: open, save, background, restore, restart, bound, bound_out, facts, quit."""
 
     def __init__(self, system: str) -> None:
         self._system = system
@@ -84,6 +89,17 @@ class Task:
         if restored != expected:
             raise RuntimeError("what was restored is not what was saved")
         return {"restore": seconds}
+
+    def restart(self) -> dict[str, Any]:
+        """Restore in a new process, which tells its own bound too, and compare. Only for systems whose saves outlive us."""
+        self._open.close()
+        script = Path(__file__).parents[2] / "restored.py"
+        command = [sys.executable, str(script), str(self._state.nbytes), str(torch.get_num_threads())]
+        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_RESTART_SECONDS, check=True)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if answer.pop("sums") != [float(t.sum()) for t in self._state.tensors()[:8]] or answer.pop("step") < 0:
+            raise RuntimeError("what was restored is not what was saved")
+        return answer
 
     def bound(self) -> dict[str, float]:
         """One plain copy into shared memory."""

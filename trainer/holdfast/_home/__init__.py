@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
+from .._state.ahead import folder
 from .base import Home
 
 
@@ -22,6 +22,4 @@ def open_home(environ: Mapping[str, str] = os.environ) -> Home:
         return AgentHome(environ["HOLDFAST_SOCKET"], rank=rank, world_size=world_size, attempt=attempt)
     from .directory import DirectoryHome
 
-    script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-", "-c") else "interactive"
-    path = Path(environ.get("HOLDFAST_DIR") or Path(".holdfast") / script)
-    return DirectoryHome(path, rank=rank, world_size=world_size)
+    return DirectoryHome(folder(environ, sys.argv[0] if sys.argv else ""), rank=rank, world_size=world_size)

@@ -17,6 +17,8 @@ def environment(base: Mapping[str, str], launch: Launch, local_rank: int) -> dic
     }
     if launch.processes > 1:
         defaults["OMP_NUM_THREADS"] = "1"
+    if any(launch.arenas[local_rank : local_rank + 1]):
+        defaults["HOLDFAST_AHEAD"] = launch.arenas[local_rank]
     fixed = {
         "RANK": rank,
         "LOCAL_RANK": local_rank,

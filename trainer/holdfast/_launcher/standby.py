@@ -22,6 +22,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from .._state import ahead
 from . import line, linux
 
 _PRELOAD = ("torch", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "holdfast.checkpointer")
@@ -141,6 +142,7 @@ def _run(job: Job) -> None:
             stream.reconfigure(write_through=job.unbuffered or bool(job.env.get("PYTHONUNBUFFERED")))  # type: ignore[union-attr]
     _own_threads_and_seeds(job.env)
     sys.argv = [job.target, *job.arguments]
+    ahead.begin(job.env)
     sys.orig_argv = [sys.executable, *(["-m"] if job.is_module else []), *sys.argv]
     try:
         _run_target(job)

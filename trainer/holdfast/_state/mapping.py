@@ -11,6 +11,8 @@ import torch
 from holdfast_core import arena
 from holdfast_core.arena import ArenaError, ArenaHeader, Slot, SlotState
 
+from . import ahead
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -39,7 +41,7 @@ def open_arena(path: Path) -> Mapped:
         size = os.fstat(fd).st_size
         if size < arena.PAGE:
             raise ArenaError(f"{path}: file has only {size} bytes")
-        mapping = mmap.mmap(fd, size)
+        mapping = ahead.take(fd) or mmap.mmap(fd, size)
     finally:
         os.close(fd)
     buf = memoryview(mapping)
