@@ -11,8 +11,9 @@ import itertools
 import platform
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 _LIBRARY = Path(__file__).parent / "_native" / f"copycrc-{platform.machine()}.so"
 _WORTH = 4096  # bytes; below this zlib is as fast as the way into the library
@@ -39,7 +40,7 @@ class _PyBuffer(ctypes.Structure):
 def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
-        library.holdfast_batch  # noqa: B018 - a library built from older source lacks it
+        library.holdfast_batch_team  # noqa: B018 - a library built from older source lacks it
     except (OSError, AttributeError):  # not built, or for another C library
         return None
     library.holdfast_copy_crc32.restype = ctypes.c_uint32
@@ -114,10 +115,21 @@ class Batch:
         stop = stop if stop is not None else _NEVER
         if _library is None:
             return self._run_slowly(base, stop)
-        done = (ctypes.c_char * self._count).from_buffer(self._done)
-        work, sums, following = (a.buffer_info()[0] for a in (self._work, self.sums, self._next))
-        flag = stop.buffer_info()[0]
-        return int(_library.holdfast_batch(work, self._count, base, sums, ctypes.addressof(done), following, flag))
+        return int(_library.holdfast_batch(*self._arguments(base, stop)))
+
+    def run_in(self, fork: Callable[[int, int], object], base: int, stop: array[int]) -> None:
+        """`run` in each thread of somebody's team: `fork(function, argument)`, both addresses, calls `function(argument)` in
+        all of them and returns when they have returned."""
+        if _library is None:
+            self._run_slowly(base, stop)
+            return
+        arguments = (ctypes.c_uint64 * 7)(*self._arguments(base, stop))
+        fork(_address(_library.holdfast_batch_team), ctypes.addressof(arguments))
+
+    def _arguments(self, base: int, stop: array[int]) -> tuple[int, ...]:
+        done = ctypes.addressof((ctypes.c_char * self._count).from_buffer(self._done))
+        work, sums, following, flag = (a.buffer_info()[0] for a in (self._work, self.sums, self._next, stop))
+        return work, self._count, base, sums, done, following, flag
 
     def _run_slowly(self, base: int, stop: array[int]) -> int:
         made = 0
@@ -132,6 +144,10 @@ class Batch:
             self._done[index] = 1
             made += 1
         return made
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 _NEVER = array("I", [0])

@@ -218,3 +218,9 @@ uint64_t holdfast_batch(const struct holdfast_copy *work, uint64_t count, uint8_
   }
   return made;
 }
+
+/* The same with its arguments in memory, in their order: for libraries that call a function in each thread of a team. */
+void holdfast_batch_team(const uint64_t *a) {
+  holdfast_batch((const struct holdfast_copy *)(uintptr_t)a[0], a[1], (uint8_t *)(uintptr_t)a[2], (uint32_t *)(uintptr_t)a[3],
+                 (uint8_t *)(uintptr_t)a[4], (uint64_t *)(uintptr_t)a[5], (const volatile uint32_t *)(uintptr_t)a[6]);
+}

@@ -123,3 +123,24 @@ def test_several_batches_share_one_array_of_checksums(monkeypatch, library):
     assert list(sums) == [zlib.crc32(SOURCE[i : i + 100]) for i in (0, 100, 200)]
     with pytest.raises(ValueError, match="outside"):
         fastcopy.Batch([(0, at, 100)], sums, [3])
+
+
+@pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False])
+def test_a_batch_is_worked_off_by_a_team_of_others(monkeypatch, library):
+    if not library:
+        monkeypatch.setattr(fastcopy, "_library", None)
+    target, piece = bytearray(SIZE), SIZE // 64
+
+    def fork(function: int, argument: int) -> None:
+        entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+        team = [threading.Thread(target=entry, args=(argument,)) for _ in range(3)]
+        for thread in team:
+            thread.start()
+        for thread in team:
+            thread.join()
+
+    batch = fastcopy.Batch([(at, address(SOURCE) + at, piece) for at in range(0, SIZE, piece)])
+    batch.run_in(fork, address(target), array("I", [0]))
+    assert batch.finished()
+    assert target == SOURCE
+    assert [*batch.sums] == [zlib.crc32(SOURCE[at : at + piece]) for at in range(0, SIZE, piece)]

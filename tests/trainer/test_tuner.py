@@ -72,10 +72,11 @@ def test_a_state_that_grows_or_steps_that_change_start_the_search_again():
 
 
 def test_ways_fit_the_cores_of_each_process():
-    assert ways_for(1, device=False) == (SYNC, LAZY)
-    assert ways_for(2, device=False) == (SYNC, SYNC2, LAZY)
-    assert Way(True, 2) in ways_for(64, device=False)
-    assert ways_for(64, device=True) == (LAZY,)
+    assert ways_for(1, 0, device=False) == (SYNC, LAZY)
+    assert ways_for(2, 0, device=False) == (SYNC, SYNC2, LAZY)
+    assert Way(True, 2) in ways_for(64, 0, device=False)
+    assert Way(False, 6) in ways_for(8, 6, device=False)  # torch's own threads, all of them
+    assert ways_for(64, 32, device=True) == (LAZY,)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from .plan import FROZEN, Plan, storage
 from .report import CaptureReport, SealStats
 from .settings import Settings
 from .slot import Content, Identity, Written, choose
+from .team import fork
 from .threads import Crew
 from .tuner import Tuner, Way, ways_for
 from .verify import Verifier
@@ -179,12 +180,19 @@ class Engine:
         if way.lazy:
             self._run_lazily(job, way, start)
         else:
-            self._crew.submit([job.work] * (way.threads - 1))
-            job.complete()
+            self._run_now(job, way)
             self._sync_seconds = job.seconds
             job.stall_seconds = time.monotonic() - start
             self._deliver(job)
         return job
+
+    def _run_now(self, job: Job, way: Way) -> None:
+        team = fork() if way.threads > 1 else None
+        if team is not None and team[1] == way.threads:
+            job.work(team[0])
+        else:
+            self._crew.submit([job.work] * (way.threads - 1))
+        job.complete()
 
     def _run_lazily(self, job: Job, way: Way, start: float) -> None:
         """What no fence guards is copied before this returns."""
@@ -213,7 +221,7 @@ class Engine:
             self._tuner = (
                 Tuner((forced,), "set by HOLDFAST_CAPTURE")
                 if forced
-                else Tuner(ways_for(cores, device), _COPY_ENGINE if device else _UNKNOWN)
+                else Tuner(ways_for(cores, team[1] if (team := fork()) else 0, device), _COPY_ENGINE if device else _UNKNOWN)
             )
         way = self._tuner.choose(nbytes)
         return Way(True, way.threads) if device else way

@@ -15,6 +15,7 @@ from ..errors import SnapshotSkipped
 from .device import DeviceLane
 from .lane import Lane
 from .slot import Content, Identity, Written, publish
+from .team import Fork
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Goal:
 
 
 _LEAVE_SECONDS = 30.0
+_WORTH_A_TEAM = 1 << 20  # bytes
 
 
 class Job:
@@ -70,23 +72,23 @@ class Job:
         """True for the one who is to tell the outcome."""
         return self._delivery.acquire(blocking=False)
 
-    def work(self) -> None:
+    def work(self, fork: Fork | None = None) -> None:
         """Copy what is left. Does nothing once the snapshot is complete: its lanes may be in use for the next one."""
         with self._gate:
             if self.settled.is_set():
                 return
             self._inside += 1
         try:
-            self._copy()
+            self._copy(fork)
         finally:
             with self._gate:
                 self._inside -= 1
                 self._gate.notify_all()
 
-    def _copy(self) -> None:
+    def _copy(self, fork: Fork | None) -> None:
         for lane in self.lanes.values():
             if not lane.settled:
-                lane.work(self.area, self.stop)
+                lane.work(self.area, self.stop, fork if lane.nbytes >= _WORTH_A_TEAM else None)
 
     def fence(self, fences: Iterable[int]) -> float:
         """Return when what these fences guard may change; the seconds that it took."""

@@ -20,6 +20,7 @@ from holdfast_core.fastcopy import Batch
 from holdfast_core.manifest import Entry
 
 from .._state.codec import dtype_of
+from .team import Fork
 
 _IN_FLIGHT_SECONDS = 30.0  # copies of at most CHUNK bytes that other threads have claimed: milliseconds, if nothing hangs
 _version = attrgetter("_version")
@@ -64,11 +65,14 @@ class Lane:
         self._prepared, self.settled = not self._strided, False
         self.problem, self.untrusted = "", -1
 
-    def work(self, area: torch.Tensor, stop: array[int]) -> None:
-        """Take part until nothing is left to claim. `area` is the slot's data area as uint8."""
+    def work(self, area: torch.Tensor, stop: array[int], fork: Fork | None = None) -> None:
+        """Take part until nothing is left to claim, with a team of threads if one is given. `area` is the slot's data area."""
         if not self._prepared:
             self._prepare(area)
-        self.batch.run(area.data_ptr(), stop)
+        if fork is None:
+            self.batch.run(area.data_ptr(), stop)
+        else:
+            self.batch.run_in(fork, area.data_ptr(), stop)
 
     def _prepare(self, area: torch.Tensor) -> None:
         """What is not contiguous goes through torch; the batch then only sums it up."""

@@ -119,10 +119,13 @@ def _error(samples: Sequence[float]) -> float:
     return 1.4826 * 1.2533 * median(abs(s - middle) for s in samples) / float(len(samples) ** 0.5)
 
 
-def ways_for(cores: int, device: bool) -> tuple[Way, ...]:
-    """What is worth trying with so many cores for each process. A device's copy engine makes lazy copies free."""
+def ways_for(cores: int, team: int, device: bool) -> tuple[Way, ...]:
+    """What is worth trying with so many cores for each process; `team`: threads of torch's that can be had (0: none).
+
+    A device's copy engine makes lazy copies free.
+    """
     if device:
         return (Way(True, 1),)
     many = min(cores, 4)
-    sync = tuple(Way(False, n) for n in sorted({1, many}))
+    sync = tuple(Way(False, n) for n in sorted({1, team or many}))
     return (*sync, Way(True, 1), *((Way(True, many // 2),) if many >= 4 else ()))
