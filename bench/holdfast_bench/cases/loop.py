@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,8 @@ _NOT_RIVALS = (OURS, "holdfast-sync")
 _MARGIN = 0.005
 _TARGET = 1.03
 _ROUNDS = 7
+_NEAR = 0.02  # of the best: such a rival is measured on, as are we
+_FOCUS_SECONDS, _MORE_ROUNDS = 120.0, 60
 _SETTLING = 160  # snapshots: the tuner tries each way some dozens of times
 _SLOW = 1.3  # a system that slows the loop so much is measured in shorter blocks
 
@@ -119,9 +122,8 @@ def _measure(context: Context, shape: Shape) -> tuple[list[Runner], dict[str, st
                 continue
             calibration = calibration or runner.calibration
             runners.append(runner)
-        return _take_turns(
-            runners, max(_ROUNDS, context.samples) if context.scale >= 1 else context.samples, problems
-        ), problems
+        rounds = max(_ROUNDS, context.samples) if context.scale >= 1 else context.samples
+        return _take_turns(runners, rounds, problems), problems
 
 
 def _begin(stack: ExitStack, name: str, shape: Shape, known: dict[str, Any] | None) -> Runner:
@@ -154,19 +156,40 @@ def _settled(reason: str) -> bool:
 
 
 def _take_turns(runners: Sequence[Runner], rounds: int, problems: dict[str, str]) -> list[Runner]:
-    failed: set[str] = set()
+    """Everybody so many rounds; then ours and those that come near the best go on until `_FOCUS_SECONDS` are over."""
+    running = list(runners)
     for turn in range(rounds):
-        for runner in runners:
-            if runner.name in failed:
-                continue
-            try:
-                runner.pair(save_first=turn % 2 == 0)
-                if turn == rounds - 1:
-                    runner.facts = runner.worker.ask("facts")
-            except Unavailable as error:
-                problems[runner.name] = str(error)
-                failed.add(runner.name)
-    return [r for r in runners if r.name not in failed]
+        running = _turn(running, turn, problems)
+    start = time.monotonic()
+    for turn in range(rounds, rounds + _MORE_ROUNDS):
+        near = _near_the_best(running)
+        if time.monotonic() - start > _FOCUS_SECONDS or len(near) < 2:
+            break
+        lost = {r.name for r in near} - {r.name for r in _turn(near, turn, problems)}
+        running = [r for r in running if r.name not in lost]
+    for runner in running:
+        with suppress(Unavailable):
+            runner.facts = runner.worker.ask("facts")
+    return running
+
+
+def _turn(runners: Sequence[Runner], turn: int, problems: dict[str, str]) -> list[Runner]:
+    """One pair of blocks each; returns those that are still alive."""
+    alive = []
+    for runner in runners:
+        try:
+            runner.pair(save_first=turn % 2 == 0)
+            alive.append(runner)
+        except Unavailable as error:
+            problems[runner.name] = str(error)
+    return alive
+
+
+def _near_the_best(runners: Sequence[Runner]) -> list[Runner]:
+    """Ours, and the rivals that may turn out to be the best: noise decides among few samples of them."""
+    best = min((r.slowdown for r in runners if r.name not in _NOT_RIVALS), default=None)
+    near = [r for r in runners if best is not None and r.name not in _NOT_RIVALS and r.slowdown <= best + _NEAR]
+    return [r for r in runners if r.name == OURS] + near
 
 
 def _rows(shape: Shape, ours: Runner, runners: Sequence[Runner], problems: dict[str, str]) -> list[Row]:
