@@ -24,6 +24,7 @@ _NOT_RIVALS = (OURS, "holdfast-sync")
 _MARGIN = 0.005
 _TARGET = 1.03
 _ROUNDS = 7
+_TRIES, _OFF = 3, 1.4  # a case is measured again if the copy's share of the step is off by that factor
 _NEAR = 0.02  # of the best: such a rival is measured on, as are we
 _FOCUS_SECONDS, _MORE_ROUNDS = 120.0, 60
 _SETTLING = 160  # snapshots: the tuner tries each way some dozens of times
@@ -61,6 +62,7 @@ class Runner:
     steps: int
     ratios: list[float] = field(default_factory=list)
     of_medians: list[float] = field(default_factory=list)
+    without: list[float] = field(default_factory=list)  # seconds of steps
     facts: dict[str, Any] = field(default_factory=dict)
 
     def pair(self, save_first: bool) -> None:
@@ -69,6 +71,7 @@ class Runner:
         blocks = {save: self.worker.ask("block", timeout=300.0, save=save, steps=self.steps)["seconds"] for save in order}
         self.ratios += pair_ratios([fmean(blocks[True])], [fmean(blocks[False])])
         self.of_medians += pair_ratios([median(blocks[True])], [median(blocks[False])])
+        self.without += blocks[False]
         if len(self.ratios) == 1 and self.ratios[0] > _SLOW:
             self.steps = max(2, self.steps // 4)
 
@@ -76,6 +79,11 @@ class Runner:
     def slowdown(self) -> float:
         """The median over the pairs of blocks of the ratio of mean step times: what hits some steps only counts in full."""
         return median(self.ratios)
+
+    @property
+    def fraction(self) -> float:
+        """Of a step, what a plain copy takes, in the steps that were measured in the end."""
+        return float(self.calibration["copy"]) / median(self.without)
 
 
 def loop_slowdown(context: Context) -> Outcome:
@@ -87,7 +95,7 @@ def loop_slowdown(context: Context) -> Outcome:
     shapes = SHAPES if context.scale >= 1 else (_TINY,)
     for shape in shapes:
         say(f"  {shape.name}")
-        runners, problems = _measure(context, shape)
+        runners, problems = _measure_as_asked(context, shape)
         ours = next((r for r in runners if r.name == OURS), None)
         if ours is None:
             raise RuntimeError(problems[OURS])
@@ -105,6 +113,17 @@ def loop_slowdown(context: Context) -> Outcome:
     return Outcome(
         figure, rows, {"no_worse_than_the_best": dict(zip((s.name for s in shapes), verdicts, strict=True)), **details}
     )
+
+
+def _measure_as_asked(context: Context, shape: Shape) -> tuple[list[Runner], dict[str, str]]:
+    """A machine that was slower while the batch was chosen than later is another case than the one that was asked for."""
+    for _ in range(_TRIES):
+        runners, problems = _measure(context, shape)
+        found = next((r.fraction for r in runners if r.name == OURS), shape.fraction)
+        if context.scale < 1 or 1 / _OFF < found / shape.fraction < _OFF:
+            break
+        say(f"  the copy took {100 * found:.1f}% of the steps: again")
+    return runners, problems
 
 
 def _measure(context: Context, shape: Shape) -> tuple[list[Runner], dict[str, str]]:
@@ -195,7 +214,7 @@ def _near_the_best(runners: Sequence[Runner]) -> list[Runner]:
 def _rows(shape: Shape, ours: Runner, runners: Sequence[Runner], problems: dict[str, str]) -> list[Row]:
     plain = next((r.slowdown for r in runners if r.name == "plain"), None)
     unit = "x step time"
-    fraction = 100 * ours.calibration["fraction"]
+    fraction = 100 * ours.fraction
     rows = [
         Row(
             shape.name,
@@ -209,11 +228,7 @@ def _rows(shape: Shape, ours: Runner, runners: Sequence[Runner], problems: dict[
     ]
     for runner in runners:
         if runner.name != OURS:
-            note = (
-                f"torch of its own, copy {100 * runner.calibration['fraction']:.1f}% of its step"
-                if own_torch(runner.name)
-                else ""
-            )
+            note = f"torch of its own, copy {100 * runner.fraction:.1f}% of its step" if own_torch(runner.name) else ""
             ratio = ours.slowdown / runner.slowdown
             rows.append(Row(shape.name, title(runner.name), unit, ours.slowdown, runner.slowdown, plain, ratio, note))
     return rows + [Row(shape.name, title(name), unit, note=problem) for name, problem in problems.items()]
