@@ -127,7 +127,8 @@ def test_up_interrupted_half_way_leaves_nothing(settings, sign, number):
         "node": lambda: bool(cgroups.ours("node-2")),
         "api": (paths.run / "kube-apiserver.json").exists,
     }
-    process = subprocess.Popen([str(COMMAND), "up"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = ["env", "--default-signal=INT", str(COMMAND), "up"]  # a shell starts background jobs with SIGINT ignored
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     eventually(signs[sign], 60)
     process.send_signal(number)
     process.communicate(timeout=60)
