@@ -2,7 +2,8 @@
 
 A background copy is free where the cores wait for something else, and costs more than a synchronous one where they all compute:
 which it is depends on the model, the machine and the other ranks on it. So a few ways are tried in turn, step by step, and the
-one with the shortest whole step (stall, slower forward and backward, waiting at the fence, all of it) is kept.
+one with the shortest whole step (stall, slower forward and backward, waiting at the fence, all of it) is kept; a tie goes to
+the simplest, a synchronous copy by one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from statistics import median
 _WARM_UP = 3  # snapshots: each slot is written for the first time
 _ROUND = 8  # samples of each way before ways are dropped
 _ROUNDS = 3
-_CLEARLY = 2.0  # standard errors
+_CLEARLY = 3.0  # standard errors; several ways are looked at several times
 _NEGLIGIBLE = 0.002  # of a step: not worth trying anything else
 _SMALL = 4 << 20  # bytes
 _RECENT = 24
@@ -99,14 +100,19 @@ class Tuner:
             self._narrow(fewest // _ROUND >= _ROUNDS)
 
     def _narrow(self, last: bool) -> None:
-        """Drop the ways that are clearly slower than the best; at the end take the best."""
+        """Drop the ways that are clearly slower than the best; at the end take the simplest of those that are left.
+
+        Which of them was the quickest is noise: taken at its word, it had chosen lazy where sync made shorter steps.
+        """
         medians = {w: median(self._samples[w]) for w in self._left}
         best = min(self._left, key=lambda w: medians[w])
         limit = medians[best] + _CLEARLY * max(_error(self._samples[w]) for w in self._left)
         self._left = [w for w in self._left if medians[w] <= limit]
         if last or len(self._left) == 1:
             tried = "; ".join(f"{w} {1e3 * median(s):.1f} ms" for w, s in self._samples.items() if s)
-            self._decide(best, f"the shortest step of those tried ({tried})")
+            chosen = self._left[0]
+            why = "the shortest step" if chosen == best else "the simplest way, none is clearly shorter,"
+            self._decide(chosen, f"{why} of those tried ({tried})")
 
     def _decide(self, way: Way, reason: str) -> None:
         self.way, self.reason, self._decided = way, reason, True
