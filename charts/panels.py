@@ -50,6 +50,12 @@ def _quantile(q: float, metric: str, labels: str, selector: str = JOB) -> str:
     return f"histogram_quantile({q}, sum by (le, {labels}) (rate({metric}_bucket{{{selector}}}[$__rate_interval])))"
 
 
+def _median_and_tail(metric: str) -> tuple[Query, Query]:
+    quantiles = ((0.5, "median"), (0.99, "p99"))
+    one, other = (Query(_quantile(q, metric, "job_name"), f"{{{{job_name}}}} {word}") for q, word in quantiles)
+    return one, other
+
+
 _LOST = (
     f"({_rate('holdfast_snapshot_stall_seconds_sum', 'job_name')} + {_rate('holdfast_fence_wait_seconds_total', 'job_name')})"
     f" / count by (job_name) (holdfast_rank_step{{{JOB}}})"
@@ -145,10 +151,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Stall of a snapshot",
                 "How long a snapshot holds up the training loop: median and 99th percentile.",
-                (
-                    Query(_quantile(0.5, "holdfast_snapshot_stall_seconds", "job_name"), "{{job_name}} median"),
-                    Query(_quantile(0.99, "holdfast_snapshot_stall_seconds", "job_name"), "{{job_name}} p99"),
-                ),
+                _median_and_tail("holdfast_snapshot_stall_seconds"),
                 unit="s",
                 width=8,
             ),
@@ -179,10 +182,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Seconds to capture",
                 "Copy and checksum of a snapshot, wherever they run: median and 99th percentile.",
-                (
-                    Query(_quantile(0.5, "holdfast_capture_seconds", "job_name"), "{{job_name}} median"),
-                    Query(_quantile(0.99, "holdfast_capture_seconds", "job_name"), "{{job_name}} p99"),
-                ),
+                _median_and_tail("holdfast_capture_seconds"),
                 unit="s",
                 width=8,
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -133,6 +134,35 @@ def test_a_killed_rank_resumes_from_memory_and_the_weights_are_the_same(
     assert "resumed from memory at step" in log(tmp_path)
     assert "killed by signal 9" in log(tmp_path)
     assert weights(tmp_path) == expected
+
+
+AHEAD = """
+import os, signal, sys, threading
+import torch, holdfast
+from holdfast._state import ahead
+for thread in threading.enumerate():
+    if thread.name == "holdfast-ahead":
+        thread.join(30)
+early = list(ahead._mapped.values())
+ckpt = holdfast.Checkpointer(model=torch.nn.Linear(64, 64))
+taken, take = [], ahead.take
+ahead.take = lambda fd: taken.append(take(fd)) or taken[-1]
+print("restored", ckpt.restore(), "from what was mapped ahead:", any(t is e for t in taken for e in early), flush=True)
+for step in ckpt.steps(6):
+    ckpt.snapshot(step)
+    assert ckpt.wait()
+    if step == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("standby", ["on", "off"])
+def test_a_restarted_rank_restores_from_what_was_mapped_while_it_started(tmp_path: Path, run: Run, standby: str) -> None:
+    process = run("-n", "1", script(tmp_path, AHEAD), HOLDFAST_STANDBY=standby)
+    assert process.wait(60) == 0, log(tmp_path)
+    assert "restored -1 from what was mapped ahead: False" in log(tmp_path)
+    assert re.search(r"restored [123] from what was mapped ahead: True", log(tmp_path)), log(tmp_path)
 
 
 EVERY = """
