@@ -34,8 +34,6 @@ _SLOT = struct.Struct("<qQQQII")  # step, attempt, data bytes, manifest bytes, m
 _SLOT_FIELDS = 8
 _SLOT_CRC = _SLOT_FIELDS + _SLOT.size
 _LEASE = 64
-_U64 = struct.Struct("<Q")
-_I64 = struct.Struct("<q")
 _U32 = struct.Struct("<I")
 
 
@@ -136,46 +134,55 @@ def read_header(buf: memoryview) -> ArenaHeader:
     return header
 
 
+def _load(buf: memoryview, at: int) -> int:
+    return buf[at : at + 8].cast("q")[0]
+
+
+def _store(buf: memoryview, at: int, word: int) -> None:
+    """One aligned store, which the other process sees as a whole; `struct.pack_into` writes zeros and then byte by byte."""
+    buf[at : at + 8].cast("q")[0] = word
+
+
 def fence(buf: memoryview) -> int:
     """The attempt that may write."""
-    return int(_U64.unpack_from(buf, _ATTEMPT)[0])
+    return _load(buf, _ATTEMPT)
 
 
 def set_fence(buf: memoryview, attempt: int) -> None:
     """Let only `attempt` write from now on."""
-    _U64.pack_into(buf, _ATTEMPT, attempt)
+    _store(buf, _ATTEMPT, attempt)
 
 
 def committed(buf: memoryview) -> int:
     """Newest step that every rank of the job is known to have sealed, or NO_STEP."""
-    return int(_I64.unpack_from(buf, _COMMITTED)[0])
+    return _load(buf, _COMMITTED)
 
 
 def set_committed(buf: memoryview, step: int) -> None:
     """Tell the trainer which step is safe, so that older slots may be reused."""
-    _I64.pack_into(buf, _COMMITTED, step)
+    _store(buf, _COMMITTED, step)
 
 
 def floor(buf: memoryview) -> int:
     """Steps below this one are not sealed, and never committed if they are not yet; NO_STEP: no such limit."""
-    return int(_I64.unpack_from(buf, _FLOOR)[0])
+    return _load(buf, _FLOOR)
 
 
 def set_floor(buf: memoryview, step: int) -> None:
     """Let the ranks meet again at this step: the coordinator commits none below it any more."""
-    _I64.pack_into(buf, _FLOOR, step)
+    _store(buf, _FLOOR, step)
 
 
 def every(buf: memoryview) -> int:
     """The interval of snapshots in steps; 0, as in a new arena, and 1 mean each step. See `is_due`."""
-    return int(_U64.unpack_from(buf, _EVERY)[0])
+    return _load(buf, _EVERY)
 
 
 def set_every(buf: memoryview, steps: int) -> None:
     """Tell the trainer how often to take a snapshot. Raises ValueError for what is no interval."""
     if not 0 <= steps < 1 << 63:
         raise ValueError(f"an interval of {steps} steps is not one")
-    _U64.pack_into(buf, _EVERY, steps)
+    _store(buf, _EVERY, steps)
 
 
 def is_due(every_steps: int, step: int) -> bool:
@@ -186,10 +193,10 @@ def is_due(every_steps: int, step: int) -> bool:
 def read_slot(buf: memoryview, index: int) -> Slot:
     """A slot's header. A sealed slot whose header does not match its checksum raises ArenaError."""
     at = PAGE * (1 + index)
-    word = int(_U64.unpack_from(buf, at)[0])
+    word = _load(buf, at)
     if word not in SlotState._value2member_map_:
         raise ArenaError(f"slot {index}: unknown state {word}")
-    lease = int(_U64.unpack_from(buf, at + _LEASE)[0])
+    lease = _load(buf, at + _LEASE)
     state = SlotState(word)
     raw = bytes(buf[at + _SLOT_FIELDS : at + _SLOT_CRC])
     step, attempt, data, manifest, _, sequence = _SLOT.unpack(raw)
@@ -204,7 +211,7 @@ def begin(buf: memoryview, header: ArenaHeader, index: int, data_bytes: int) -> 
     """Open a slot for writing and return its data area. From here on its former content is gone."""
     if data_bytes > header.slot_bytes:
         raise ArenaError(f"snapshot of {data_bytes} bytes does not fit a slot of {header.slot_bytes}")
-    _U64.pack_into(buf, PAGE * (1 + index), SlotState.WRITING)
+    _store(buf, PAGE * (1 + index), SlotState.WRITING)
     start = header.region(index)
     return buf[start : start + data_bytes]
 
@@ -237,12 +244,12 @@ def seal(
     raw = _SLOT.pack(step, attempt, data_bytes, len(manifest), zlib.crc32(manifest), sequence)
     buf[at + _SLOT_FIELDS : at + _SLOT_CRC] = raw
     _U32.pack_into(buf, at + _SLOT_CRC, zlib.crc32(raw))
-    _U64.pack_into(buf, at, SlotState.SEALED)
+    _store(buf, at, SlotState.SEALED)
 
 
 def clear(buf: memoryview, index: int) -> None:
     """Forget a slot, for example one whose bytes turned out to be corrupt."""
-    _U64.pack_into(buf, PAGE * (1 + index), SlotState.EMPTY)
+    _store(buf, PAGE * (1 + index), SlotState.EMPTY)
 
 
 def slot_data(buf: memoryview, header: ArenaHeader, slot: Slot) -> memoryview:
@@ -265,7 +272,7 @@ def slot_manifest(buf: memoryview, header: ArenaHeader, slot: Slot) -> bytes:
 
 def set_lease(buf: memoryview, index: int, until_ns: int) -> None:
     """A reader's lease (monotonic nanoseconds; 0 gives it back). The writer then takes another slot."""
-    _U64.pack_into(buf, PAGE * (1 + index) + _LEASE, until_ns)
+    _store(buf, PAGE * (1 + index) + _LEASE, until_ns)
 
 
 def choose_slot(slots: Iterable[Slot], committed_step: int, now_ns: int, floor_step: int = NO_STEP) -> int | None:

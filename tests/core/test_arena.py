@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import signal
+import time
+from collections.abc import Callable
+
 import pytest
 from holdfast_core import arena, local
 from holdfast_core.arena import ArenaError, ArenaHeader, Slot, SlotState
@@ -156,3 +162,37 @@ def test_a_sealed_message_of_an_older_trainer_is_understood():
     message, _ = local.unpack(line)
     assert message == local.Sealed(0, 1, 4, "p", 1, 9, 0.5, fence_seconds=0.0, capture_seconds=0.0, copied=-1, mode="")
     assert local.unpack(local.pack(message))[0] == message
+
+
+@pytest.mark.parametrize(
+    ("setter", "getter"),
+    [
+        (arena.set_fence, arena.fence),
+        (arena.set_committed, arena.committed),
+        (arena.set_floor, arena.floor),
+        (arena.set_every, arena.every),
+        (lambda buf, word: arena.set_lease(buf, 1, word), lambda buf: arena.read_slot(buf, 1).lease_until),
+    ],
+)
+def test_another_process_sees_a_word_as_it_was_or_as_it_is(
+    setter: Callable[[memoryview, int], None], getter: Callable[[memoryview], int]
+) -> None:
+    shared = mmap.mmap(-1, HEADER.total_bytes)
+    buf = memoryview(shared)
+    arena.format_arena(buf, HEADER, 1)
+    old, new = 0x0102030405060708, 0x1112131415161718
+    setter(buf, old)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        while True:
+            setter(buf, new)
+            setter(buf, old)
+    try:
+        until, seen = time.monotonic() + 10, set()
+        while time.monotonic() < until and seen != {old, new}:  # both are seen: the other one really writes meanwhile
+            seen.update(getter(buf) for _ in range(50_000))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert seen == {old, new}

@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -38,7 +37,6 @@ from trainer.leaves import Leaves, difference, leaves
 
 STEPS = 14
 _RUN_SECONDS = 60
-_WORD = struct.Struct("=q")
 _UNKNOWN = -2
 
 
@@ -84,14 +82,15 @@ class Words:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+        self._words = memoryview(self._memory)[: 8 * len(self.NAMES)].cast("q")  # stores a word at once; struct clears it first
         for name, value in zip(self.NAMES, (_UNKNOWN, -1, -1, 0), strict=True):
             self[name] = value
 
     def __getitem__(self, name: str) -> int:
-        return int(_WORD.unpack_from(self._memory, 8 * self.NAMES.index(name))[0])
+        return self._words[self.NAMES.index(name)]
 
     def __setitem__(self, name: str, value: int) -> None:
-        _WORD.pack_into(self._memory, 8 * self.NAMES.index(name), value)
+        self._words[self.NAMES.index(name)] = value
 
     @property
     def text(self) -> str:
