@@ -40,7 +40,7 @@ class _PyBuffer(ctypes.Structure):
 def _load() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_LIBRARY))
-        library.holdfast_batch_team  # noqa: B018 - a library built from older source lacks it
+        library.holdfast_touch  # noqa: B018 - a library built from older source lacks it
     except (OSError, AttributeError):  # not built, or for another C library
         return None
     library.holdfast_copy_crc32.restype = ctypes.c_uint32
@@ -49,6 +49,8 @@ def _load() -> ctypes.CDLL | None:
     library.holdfast_batch.argtypes = (
         ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
     )  # fmt: skip
+    library.holdfast_touch.restype = ctypes.c_uint64
+    library.holdfast_touch.argtypes = (ctypes.c_void_p, ctypes.c_uint64)
     return library
 
 
@@ -70,6 +72,14 @@ def crc32(buffer: memoryview, value: int = 0) -> int:
         return int(_library.holdfast_copy_crc32(None, view.buf, buffer.nbytes, value))
     finally:
         ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
+
+
+def touch(objects: array[int], first: int, count: int) -> None:
+    """Bring what lies at `count` addresses, from the `first` of an array("Q") on, into the cache; they must be valid."""
+    if not 0 <= first <= first + count <= len(objects):
+        raise ValueError(f"{count} addresses from the {first}. on lie outside the {len(objects)} given")
+    if _library is not None:
+        _library.holdfast_touch(objects.buffer_info()[0] + 8 * first, count)
 
 
 class Batch:

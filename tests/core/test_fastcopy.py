@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import random
 import threading
 import zlib
@@ -144,3 +145,14 @@ def test_a_batch_is_worked_off_by_a_team_of_others(monkeypatch, library):
     assert batch.finished()
     assert target == SOURCE
     assert [*batch.sums] == [zlib.crc32(SOURCE[at : at + piece]) for at in range(0, SIZE, piece)]
+
+
+def test_only_addresses_that_were_given_are_touched():
+    page = mmap.mmap(-1, mmap.PAGESIZE)  # what lies behind it may not be readable
+    start = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    objects = array("Q", [start, start + mmap.PAGESIZE - 1])
+    fastcopy.touch(objects, 0, 2)
+    fastcopy.touch(objects, 2, 0)
+    for first, count in ((0, 3), (2, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="lie outside the 2 given"):
+            fastcopy.touch(objects, first, count)

@@ -24,12 +24,11 @@ from .._state.sources import Source
 from .device import DeviceLane
 from .lane import Item, Lane
 from .views import AnyView, ModuleView, View, dumps, local, same_objects, view
+from .whereabouts import Whereabouts
 
 Lanes = tuple[dict[int, Lane], dict[int, DeviceLane]]
 EAGER, FROZEN = -1, -2  # fences: none (copied before snapshot() returns), nothing changes it; from 0: that optimizer's step
 _MANIFEST_SLACK = 64 << 10  # bytes: numbers in the tree get longer as training goes on
-# Of shapes only the hashes are kept: so many tuples would keep the garbage collector busy.
-_address, _shape, _dense = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.is_contiguous
 
 
 class Late(Encoder):
@@ -70,24 +69,15 @@ class Plan:
     reserved: int = 0  # slot bytes asked for
 
     def __post_init__(self) -> None:
-        """Each tensor once (a parameter is in its module and its optimizer); DTensors hide their memory one level deeper."""
-        self._each = [*{id(t): t for t in self.live}.values()]
-        self._sharded = not same_objects([*map(local, self._each)], self._each)
-        modules = {id(t) for v in self.views.values() if isinstance(v, ModuleView) for t in v.live()}
-        self._in_modules = [t for t in self._each if id(t) in modules]
-        self._noted = self._memory()
-
-    def _memory(self) -> tuple[list[int], list[int], list[int]]:
-        """Where the tensors are; and for those of modules, which scripts may turn round in place, how they lie there."""
-        each, turned = self._each, self._in_modules
-        if self._sharded:
-            each, turned = [*map(local, each)], [*map(local, turned)]
-        return [*map(_address, each)], [*map(hash, map(_shape, turned))], [*map(_dense, turned)]
+        """Each tensor once: a parameter is in its module and its optimizer."""
+        modules = {id(t): t for v in self.views.values() if isinstance(v, ModuleView) for t in v.live()}
+        others = {id(t): t for t in self.live if id(t) not in modules}
+        self._where = Whereabouts([*modules.values()], [*others.values()])
 
     def holds(self) -> bool:
         """Whether the state still consists of the same tensors in the same memory."""
         now = [t for v in self.views.values() for t in v.live()]
-        return same_objects(now, self.live) and self._memory() == self._noted
+        return same_objects(now, self.live) and self._where.same()
 
     def fences_of(self, optimizer: Optimizer) -> list[int]:
         """The fences that a step of this optimizer needs: its own, or, for one that nobody gave us, those of its parameters."""
