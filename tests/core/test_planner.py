@@ -37,6 +37,17 @@ def test_a_killed_process_resumes_from_memory_and_loses_at_most_one_step():
     assert world.status.phase == "Succeeded"
 
 
+def test_once_a_failure_is_noted_the_survivors_are_stopped_without_a_pause():
+    world = World(job())
+    world.run_to_step(12)
+    world.kill_rank(1)
+    world.run(lambda w: w.status.stage == "gathering")
+    assert world.look_again == 0.0
+    assert not any(o.kind == "stop" for o in world.orders), "what was decided is kept first"
+    world.reconcile()
+    assert any(o.kind == "stop" for o in world.orders)
+
+
 def test_steps_lost_to_one_failure_are_not_counted_again_for_the_next():
     world = World(job(stores=()), steps=60)
     world.run_to_step(20)

@@ -74,6 +74,7 @@ class World:
         self.cost_seconds: float | None = None
         self.capture = ""
         self.orders: list[Command] = []
+        self.look_again = 0.0
 
     # --- one turn of everything
 
@@ -90,6 +91,7 @@ class World:
         inventory = self.inventory[1] if self.inventory and self.inventory[0] == self.status.attempt else None
         observed = Observed(tuple(self._view(p) for p in self.pods.values()), inventory)
         decided = plan(self.job, observed, self.status, self.now)
+        self.look_again = decided.look_again
         if decided.status.stage != self.status.stage:
             self.inventory = None
         if decided.status.stage == "preparing" and self.status.stage == "gathering":

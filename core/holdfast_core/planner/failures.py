@@ -93,14 +93,14 @@ def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True
     if status.stage != "gathering":
         work.stage("gathering", f"{cause.reason}: {cause.message}")
         work.emit(cause.reason, f"{cause.message}{_tail(cause)}", warning=True)
-    work.look_again = 0.2
+    work.look_again = 0.0  # the decision is kept by then: survivors are stopped at once
 
 
 def exclude(work: Pass, source: Source, why: str) -> None:
     """Try again without a source that proved unusable. Not a failure of the job: nothing is charged."""
     work.set(excluded=(*work.status.excluded, source), attempt=work.status.attempt + 1)
     work.stage("gathering", why)
-    work.look_again = 0.1
+    work.look_again = 0.0
 
 
 def end(work: Pass, reason: str, message: str) -> None:
