@@ -41,14 +41,16 @@ def run(
         try:
             text, _ = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            _end(process)
             raise ClusterError(f"`{_short(words)}` took longer than {timeout:.0f} s{_tail_of(log, '')}") from None
         except BaseException:
-            _kill(process)
+            _end(process)
             raise
         finally:
             with _lock:
                 _running.discard(process)
+    if process.returncode < 0:
+        check_not_aborted()
     if process.returncode != 0:
         raise ClusterError(f"`{_short(words)}` exited {process.returncode}{_tail_of(log, text or '')}")
     return text or ""
@@ -78,6 +80,9 @@ def _start(
         raise ClusterError(f"{words[0]} is not installed: run `cluster prepare` as root") from None
     with _lock:
         _running.add(process)
+        aborted = _aborted.is_set()
+    if aborted:  # `abort_all` may have made its list just before
+        _kill(process)
     return process
 
 
@@ -101,12 +106,14 @@ def succeeds(argv: Sequence[str | Path], *, timeout: float = 30.0) -> bool:
 
 
 def abort_all() -> None:
-    """Kills every program that `run` has started and lets none start any more: used on Ctrl-C."""
-    _aborted.set()
+    """Kills every program that `run` has started and lets none start any more: used on Ctrl-C.
+
+    Each is read to its end by the thread that runs it: two readers of one pipe close it under each other's feet.
+    """
     with _lock:
-        processes = list(_running)
-    for process in processes:
-        _kill(process)
+        _aborted.set()
+        for process in _running:
+            _kill(process)
 
 
 def check_not_aborted() -> None:
@@ -162,5 +169,9 @@ def _short(words: list[str]) -> str:
 def _kill(process: subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    _kill(process)
     with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
         process.communicate(timeout=5)

@@ -8,15 +8,18 @@ import re
 import socket
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
-from holdfast_cluster import cleanup, cli, cluster, discovery, images, preflight, storage
+from holdfast_cluster import cleanup, cli, cluster, discovery, images, preflight, shell, storage
 from holdfast_cluster.build import content_key, parse_go_version
 from holdfast_cluster.config import ClusterError, Paths, Plan, choose_plan, node_index
 from holdfast_cluster.daemon import Daemon, recall, remember
 from holdfast_cluster.progress import Part, Reporter, run_parts
 from holdfast_cluster.shell import resume, run
+
+from .conftest import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -332,3 +335,30 @@ def test_volume_manifest_can_wait_for_one_claim():
     assert spec["claimRef"]["name"] == "b"
     assert spec["hostPath"]["path"].endswith("/volumes/v")
     assert "claimRef" not in storage.volume_manifest("v")["spec"]
+
+
+@pytest.mark.parametrize("wait_for_all", [True, False])
+def test_interrupted_work_ends_at_once_and_without_another_error(wait_for_all):
+    """Ctrl-C while parts read their programs' output, and while they are just being started."""
+    for _ in range(30):
+        errors: list[Exception] = []
+        threads = [threading.Thread(target=_run_until_aborted, args=(errors,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        if wait_for_all:
+            eventually(lambda: len(shell._running) == 3, 20)
+        shell.abort_all()
+        for thread in threads:
+            thread.join(10)
+        late = [thread for thread in threads if thread.is_alive()]
+        resume()
+        assert not late
+        assert {str(error) for error in errors} == {"interrupted"}
+        assert len(errors) == 3
+
+
+def _run_until_aborted(errors: list[Exception]) -> None:
+    try:
+        run(["sh", "-c", "while :; do echo work; sleep 0.001; done"], timeout=30)
+    except (ClusterError, OSError, ValueError) as error:
+        errors.append(error)

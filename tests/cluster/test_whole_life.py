@@ -131,12 +131,12 @@ def test_up_interrupted_half_way_leaves_nothing(settings, sign, number):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     eventually(signs[sign], 60)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert cleanup.leftovers(paths)
         cluster("down")
     else:
-        assert process.returncode == 130
+        assert process.returncode == 130, output
     assert_clean(settings)
 
 
