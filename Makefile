@@ -1,6 +1,6 @@
 # Holdfast. `make help` lists what there is; each target sets up what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench lint format generate check lock cluster-up cluster-down clean
+.PHONY: help setup demo test test-fast bench model lint format generate check lock cluster-up cluster-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,10 +13,10 @@ test: ## every test, the end-to-end ones on a real cluster (root; first time abo
 
 test-fast: ## what needs neither cluster nor root (under a minute once set up)
 	@scripts/setup
-	@.venv/bin/python -m pytest -q -m "not cluster and not slow"
+	@.venv/bin/python -m pytest -q -n auto --dist loadfile -m "not cluster and not slow"
 
 bench: setup ## Holdfast and its peers side by side, into build/bench.json (ONLY=id,id: some figures; docs/bench.md)
-	@PYTHONPATH=bench .venv/bin/python -m holdfast_bench $(if $(ONLY),--only $(ONLY)) $(BENCH_FLAGS)
+	@PYTHONPATH=bench:demo:cluster .venv/bin/python -m holdfast_bench $(if $(ONLY),--only $(ONLY)) $(BENCH_FLAGS)
 
 lint: setup ## ruff, mypy strict, import layers
 	@mkdir -p build && scripts/lint
@@ -35,6 +35,10 @@ check: generate ## fail if a generated file was not committed
 
 lock: setup ## resolve the dependencies anew into requirements/*.lock
 	@scripts/lock
+
+model: setup ## the commit and recovery protocol, explored in large worlds; then mutations of its rules (MODEL_FLAGS: --help)
+	@PYTHONPATH=spec .venv/bin/python -m holdfast_spec $(MODEL_FLAGS)
+	@PYTHONPATH=spec .venv/bin/python -m holdfast_spec mutations
 
 cluster-up: ## the local Kubernetes, left running
 	@cluster/cluster up

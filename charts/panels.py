@@ -221,6 +221,69 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Peers",
+        (
+            Panel(
+                "Nodes that may be lost",
+                "How many nodes may be lost at once, whichever they are, without losing a step that peers protect.",
+                (Query(f"min by (job_name) (holdfast_job_protected_faults{{{JOB}}})", "{{job_name}}"),),
+                width=8,
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Seconds to replicate",
+                "From the order to make parity of a step until a pod holds it whole: median and 99th percentile.",
+                _median_and_tail("holdfast_replication_seconds"),
+                unit="s",
+                width=8,
+            ),
+            Panel(
+                "Bytes received for parity",
+                "What pods receive from their peers a second, over all pods. What did not change is not sent again.",
+                (Query(_rate("holdfast_parity_received_bytes_total", "job_name"), "{{job_name}}"),),
+                unit="Bps",
+                width=8,
+            ),
+            Panel(
+                "Parity made and failed",
+                "Ranks a second whose parity of a step was made, or was not. The condition Protected names who is to blame.",
+                (Query(_rate("holdfast_replications_total", "job_name, result"), "{{job_name}} {{result}}"),),
+                unit="ops",
+                width=8,
+            ),
+            Panel(
+                "Memory held by parity",
+                "What each pod holds for its peers. It counts against the sidecar's memory limit.",
+                (Query(f"max by (pod) (holdfast_parity_bytes{{{JOB}}})", "{{pod}}"),),
+                unit="bytes",
+                width=8,
+            ),
+            Panel(
+                "Silent peers",
+                "Pods that do not answer those that watch them, and nodes that new pods are kept from.",
+                (
+                    Query(f"max by (pod) (holdfast_peers_silent{{{JOB}}})", "seen from {{pod}}"),
+                    Query(f"max by (job_name) (holdfast_job_avoided_nodes{{{JOB}}})", "{{job_name}} avoids"),
+                ),
+                width=8,
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Seconds to see a dead node",
+                "Mean silence of a pod when it was judged lost with its node, since the operator started; 0 if none was.",
+                (Query(f"({_mean('holdfast_detection_seconds', 'cause')}) or vector(0)", "{{cause}}"),),
+                unit="s",
+                custom=_STAIRS,
+            ),
+            Panel(
+                "Spares ready",
+                "Pods that wait without a rank and could take one at once.",
+                (Query(f"max by (job_name) (holdfast_job_spares_ready{{{JOB}}})", "{{job_name}}"),),
+                custom=_STAIRS,
+            ),
+        ),
+    ),
+    (
         "Levels",
         (
             Panel(

@@ -19,7 +19,7 @@ from .machine import describe, sentence, versions
 from .model import Figure, Outcome, to_json
 from .processes import sweep
 from .progress import say
-from .registry import FIGURES, Measure, choose
+from .registry import ASKED_FOR, FIGURES, Measure, choose
 from .report import markdown, terminal, verdict
 
 
@@ -45,7 +45,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="holdfast_bench", description="Holdfast and its peers, side by side.")
-    parser.add_argument("--only", default="", metavar="ID[,ID]", help=f"of {', '.join(FIGURES)}")
+    parser.add_argument("--only", default="", metavar="ID[,ID]", help=f"of {', '.join((*FIGURES, *ASKED_FOR))}")
     parser.add_argument("--samples", type=int, default=5, help="that each median is made of (default: 5)")
     parser.add_argument("--scale", type=float, default=1.0, help="shrink the states, to try the benchmark itself")
     parser.add_argument("--no-peers", action="store_true", help="ours and the plain copy only")

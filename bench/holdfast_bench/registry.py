@@ -1,10 +1,11 @@
-"""The figures that `make bench` measures, in the order of its table. A new one is a line here and a function in `cases`."""
+"""The figures that `make bench` measures, in the order of its table, and those that it measures only when they are asked for by
+name. A new one is a line here and a function in `cases`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from .cases import crash, loop, memory, small, tensors
+from .cases import crash, loop, memory, model, nodes, parity, pytorchjob, replication, slowdown, small, tensors
 from .context import Context
 from .model import Outcome
 
@@ -19,13 +20,25 @@ FIGURES: dict[str, Measure] = {
     "crash_to_step": crash.crash_to_step,
     "trainer_overhead": memory.trainer_overhead,
     "lora_bytes": small.lora_bytes,
+    "parity_throughput": parity.parity_throughput,
+    "replication_throughput": replication.replication_throughput,
+    "replication_slowdown": slowdown.replication_slowdown,
+    "parity_memory": replication.parity_memory,
+    "model": model.model,
+}
+ASKED_FOR: dict[str, Measure] = {
+    "node_to_step": nodes.node_to_step,
+    "spare_to_step": nodes.spare_to_step,
+    "detect_node": nodes.detect_node,
+    "pytorchjob": pytorchjob.pytorchjob,
 }
 
 
 def choose(only: str) -> dict[str, Measure]:
-    """The figures of a comma-separated list, all for an empty one; raises SystemExit with those that exist."""
+    """The figures of a comma-separated list, FIGURES for an empty one; raises SystemExit with those that exist."""
+    known = {**FIGURES, **ASKED_FOR}
     names = [name for name in only.replace(" ", "").split(",") if name]
-    unknown = [name for name in names if name not in FIGURES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"there is no figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
-    return {name: FIGURES[name] for name in names or FIGURES}
+        raise SystemExit(f"there is no figure {unknown[0]!r}: choose from {', '.join(known)}")
+    return {name: known[name] for name in names or FIGURES}

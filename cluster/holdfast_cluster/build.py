@@ -38,6 +38,10 @@ PROGRAMS = {
     "s3": Program("s3", "github.com/versity/versitygw/cmd/versitygw"),
     "pause": Program("pause"),
 }
+# Not a part of the cluster: built when somebody asks for it.
+ON_DEMAND = {
+    "training-operator": Program("training-operator", "github.com/kubeflow/training-operator/cmd/training-operator.v1"),
+}
 
 
 def content_key(files: Iterable[Path], *extra: str) -> str:
@@ -58,11 +62,15 @@ def module_folder(paths: Paths, program: Program) -> Path:
 
 def binary(paths: Paths, name: str) -> Path:
     """Where a program's binary lies once built: the path holds the hash of its module and flags."""
-    program = PROGRAMS[name]
+    program = _program(name)
     folder = module_folder(paths, program)
     files = [file for file in folder.iterdir() if file.suffix in {".go", ".mod", ".sum"}]
     key = content_key(files, program.package, program.flags)
     return paths.cache / "go" / f"{name}-{key}" / name
+
+
+def _program(name: str) -> Program:
+    return {**PROGRAMS, **ON_DEMAND}[name]
 
 
 def component(paths: Paths, name: str) -> Path:
@@ -75,7 +83,7 @@ def build(paths: Paths, name: str) -> str:
     target = binary(paths, name)
     if target.exists():
         return "cached"
-    program = PROGRAMS[name]
+    program = _program(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as work:
         out = Path(work) / name

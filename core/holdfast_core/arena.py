@@ -1,6 +1,6 @@
 """Layout of an arena: one file of shared memory per local rank, several snapshots in it, self-describing.
 
-    page 0          header: who it belongs to, sizes, and four words that change: fence, committed step, floor, every
+    page 0          header: who it belongs to, sizes, and words that change: fence, committed, floor, every, protected, pending
     page 1..slots   one slot header each
     then            `slots` regions of `slot_bytes` each: the tensors' bytes, then the slot manifest (JSON)
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = b"HOLDFAST"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 ALIGN = 64  # alignment of each tensor in a slot: a cache line, and what vector copies like
 NO_STEP = -1
@@ -30,6 +30,8 @@ _ATTEMPT = 128
 _COMMITTED = 136
 _FLOOR = 144
 _EVERY = 152
+_PROTECTED = 160
+_PENDING = 168
 _SLOT = struct.Struct("<qQQQII")  # step, attempt, data bytes, manifest bytes, manifest crc, sequence
 _SLOT_FIELDS = 8
 _SLOT_CRC = _SLOT_FIELDS + _SLOT.size
@@ -111,6 +113,8 @@ def format_arena(buf: memoryview, header: ArenaHeader, attempt: int) -> None:
     set_fence(buf, attempt)
     set_committed(buf, NO_STEP)
     set_floor(buf, NO_STEP)
+    set_protected(buf, NO_STEP)
+    set_pending(buf, NO_STEP)
     _U32.pack_into(buf, _HEADER_CRC, zlib.crc32(raw))
     buf[8 : _HEADER.size] = raw[8:]
     buf[:8] = MAGIC
@@ -183,6 +187,31 @@ def set_every(buf: memoryview, steps: int) -> None:
     if not 0 <= steps < 1 << 63:
         raise ValueError(f"an interval of {steps} steps is not one")
     _store(buf, _EVERY, steps)
+
+
+def kept(buf: memoryview) -> frozenset[int]:
+    """Steps that the writer may not overwrite, however old: peers' parity is of use only beside the rank's own data."""
+    return frozenset(step for step in (protected(buf), pending(buf)) if step != NO_STEP)
+
+
+def protected(buf: memoryview) -> int:
+    """The step that peers hold whole parity of, as far as this pod was told; or NO_STEP."""
+    return _load(buf, _PROTECTED)
+
+
+def set_protected(buf: memoryview, step: int) -> None:
+    """Keep this step. The one before is free from now on."""
+    _store(buf, _PROTECTED, step)
+
+
+def pending(buf: memoryview) -> int:
+    """The step that peers are making parity of, or have made but may not have agreed on; or NO_STEP."""
+    return _load(buf, _PENDING)
+
+
+def set_pending(buf: memoryview, step: int) -> None:
+    """Keep this step too. To protect the pending one, `set_protected` goes first: it is kept at every moment."""
+    _store(buf, _PENDING, step)
 
 
 def is_due(every_steps: int, step: int) -> bool:
@@ -275,15 +304,17 @@ def set_lease(buf: memoryview, index: int, until_ns: int) -> None:
     _store(buf, PAGE * (1 + index) + _LEASE, until_ns)
 
 
-def choose_slot(slots: Iterable[Slot], committed_step: int, now_ns: int, floor_step: int = NO_STEP) -> int | None:
+def choose_slot(
+    slots: Iterable[Slot], committed_step: int, now_ns: int, floor_step: int = NO_STEP, kept_steps: Collection[int] = ()
+) -> int | None:
     """The slot that the next snapshot may overwrite, or None: then the snapshot is skipped.
 
     A sealed slot is given up only when a newer step is committed (sealed by every rank): ranks can be a step apart, and
     without this rule one rank could overwrite the last step that another one still needs. The exception are steps that are
     promised never to be committed: those above the committed one and below the floor. Sealed steps of abandoned timelines
-    are cleared by the sidecar before an attempt starts, so they do not show up here.
+    are cleared by the sidecar before an attempt starts, so they do not show up here. Kept steps are never given up.
     """
-    free = [s for s in slots if s.lease_until <= now_ns]
+    free = [s for s in slots if s.lease_until <= now_ns and not (s.state is SlotState.SEALED and s.step in kept_steps)]
     for slot in free:
         if slot.state is not SlotState.SEALED or committed_step < slot.step < floor_step:
             return slot.index

@@ -4,6 +4,7 @@ operator -> sidecar   `Command` (POST /v1/command), fenced by attempt
 sidecar  -> operator  `AgentState` (GET /v1/events, one JSON document a line): always the whole state, so that a lost
                       line, a reconnect or a restart of either side costs nothing
 sidecar <-> sidecar   `Reached` up, `Order` down (WebSocket /v1/group at the coordinator, the sidecar of rank 0)
+sidecar <-> sidecar   bytes of snapshots and of parity (the sidecar's `peers`), on a port of their own
 trainer, launcher <-> sidecar   one JSON document a line on a Unix socket (see `local`)
 """
 
@@ -11,16 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .config import PEER_PORT
 from .durable import Shard
+from .erasure.groups import Group
 from .timeline import Copy, Resume
 
-MEMORY = "memory"  # name of the level; stores are named by the user
+MEMORY = "memory"  # names of the levels in RAM; stores are named by the user
+PEERS = "peers"
+TOLD = "told"  # a `Reached` of this level ends what a member says when it joins
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Member:
-    """A pod of an attempt: its first global rank, and where its sidecar listens."""
+    """A pod of an attempt: its first global rank, where its sidecar listens, and its failure domain ("": unknown)."""
 
     index: int
     pod: str
@@ -28,15 +33,21 @@ class Member:
     port: int
     first_rank: int
     processes: int
+    domain: str = ""
+    peer_port: int = PEER_PORT
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an attempt's state comes from: level `memory` or a store's name."""
+    """Where an attempt's state comes from: level `memory`, `peers` or a store's name; the slowest one if ranks differ.
+
+    As something that can't be used it may be about one rank's part alone (-1: all of it).
+    """
 
     level: str
     step: int
     attempt: int
+    rank: int = -1
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ class Command:
     """An order to a sidecar. `kind`: prepare | launch | interval | stop | persist | finish. A lower attempt is refused (409).
 
     `every` is the interval of snapshots in steps (prepare, interval); None, from an older operator, leaves it as it is. An
-    interval is for the coordinator, who tells all members.
+    interval is for the coordinator, who tells all members. `levels` names the level for each rank that does not have the
+    source's step in its own memory; without any, all take it from `source.level`.
     """
 
     kind: str
@@ -57,6 +69,7 @@ class Command:
     exit_code: int = 0  # finish
     reason: str = ""
     every: int | None = None
+    levels: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,12 +104,34 @@ class StoreState:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """Parity that a rank's pod holds whole: of which step, for which ranks (in codeword order), how many may be lost."""
+
+    copy: Copy
+    group: tuple[int, ...]
+    parity: int
+
+
+@dataclass(frozen=True)
+class Replication:
+    """The last step that this pod took part in bringing to peers' RAM. `error` says why it could not, and names the pod.
+
+    `received` counts bytes from the network; the rest of the parity was taken over, because what it covers had not changed.
+    """
+
+    copy: Copy
+    seconds: float = 0.0
+    received: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class AgentState:
-    """Everything a sidecar knows, sent on each change and as heartbeat once a second.
+    """Everything a sidecar knows, sent on each change and as heartbeat twice a second.
 
     `phase`: idle -> preparing -> prepared -> running -> (stopping ->) exited -> finished; `failed` is a failed prepare,
     explained in `error`. `sealed` lists the valid snapshots in RAM by rank, `committed` the newest step known to be sealed
-    by all ranks. `error_source` is the source that could not be used.
+    by all ranks. `error_source` is the source that could not be used, `passing`: at that moment.
 
     `step_seconds` and `cost_seconds` are medians over the last steps and snapshots of the slowest rank (None: too few yet): the
     time of a step, and what a snapshot takes from the training loop. `capture` is the trainer's word on how it captures, and
@@ -111,6 +146,7 @@ class AgentState:
     launcher: bool = False
     error: str = ""
     error_source: Source | None = None
+    passing: bool = False
     ranks: tuple[RankState, ...] = ()
     sealed: dict[int, tuple[Copy, ...]] = field(default_factory=dict)
     committed: Copy | None = None
@@ -127,6 +163,12 @@ class AgentState:
     step_seconds: float | None = None
     cost_seconds: float | None = None
     every: int | None = None
+    parity: dict[int, tuple[Parity, ...]] = field(default_factory=dict)  # by rank
+    parity_bytes: int = 0
+    protected: Copy | None = None  # newest step that every group is known to hold whole parity of
+    unprotected: tuple[int, ...] = ()  # pods that the groups were made without, because they do not keep up
+    replication: Replication | None = None
+    silent: dict[int, float] = field(default_factory=dict)  # watched pods that do not answer here: seconds, by index
     version: int = VERSION
 
 
@@ -155,7 +197,9 @@ class Inventory:
 class Reached:
     """A member tells the coordinator that its rank sealed (`memory`) or uploaded a step, or failed to (`error`).
 
-    With level `memory` an error means that the rank had no slot for the step.
+    With level `memory` an error means that the rank had no slot for the step. With level `peers` the rank's pod holds whole
+    parity of the step for the ranks of `group`, up to `parity` of which may be lost; `round` is that of the order which it
+    answers (0: none, it is told on joining), and an error may name the pod to `blame` (-1: none).
     """
 
     attempt: int
@@ -164,13 +208,18 @@ class Reached:
     copy: Copy
     shard: Shard | None = None
     error: str = ""
+    group: tuple[int, ...] = ()
+    parity: int = 0
+    round: int = 0
+    blame: int = -1
 
 
 @dataclass(frozen=True)
 class Order:
-    """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`) | interval.
+    """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`) | interval |
+    replicate (make parity of `copy` in these `groups`; whatever was on its way before is given up) | release (give it up).
 
-    `every` is the interval of snapshots in steps.
+    `every` is the interval of snapshots in steps; `round` numbers the orders to replicate.
     """
 
     kind: str
@@ -178,3 +227,5 @@ class Order:
     level: str
     copy: Copy
     every: int = 0
+    groups: tuple[Group, ...] = ()
+    round: int = 0

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from . import processes, setting
@@ -73,12 +74,24 @@ def node_of(pod: Object) -> str:
     return str(pod["spec"].get("nodeName", ""))
 
 
+def live_pods(scene: Scene) -> list[Object]:
+    """Pods that are not on their way out. One whose node was lost is listed until the node is back, and the job has
+    long gone on without it.
+    """
+    return [p for p in scene.job.pods() if "deletionTimestamp" not in p["metadata"]]
+
+
+def running_pods(scene: Scene) -> list[Object]:
+    """Those of them that run."""
+    return [p for p in live_pods(scene) if p["status"].get("phase") == "Running"]
+
+
 def choose_node(scene: Scene, avoid_rank: int | None = 0) -> str:
     """A node with a trainer on it, but neither the operator nor rank `avoid_rank`."""
     taken = {node_of(p) for p in setting.operators(scene.cluster, scene.release)}
     if avoid_rank is not None:
         taken.add(node_of(scene.job.need_pod(avoid_rank)))
-    free = sorted({node_of(p) for p in scene.job.pods() if p["status"].get("phase") == "Running"} - taken - {""})
+    free = sorted({node_of(p) for p in running_pods(scene)} - taken - {""})
     if not free:
         raise DemoError("every node with a trainer also has the operator or rank 0: the cluster needs three nodes")
     return free[-1]
@@ -171,6 +184,24 @@ def scale_operator(scene: Scene, replicas: int) -> None:
         operator_ready(scene)
     else:
         wait_for(lambda: not _operator_pods(scene), 60, "the operator to be gone")
+
+
+@contextmanager
+def only(scene: Scene, node: str) -> Iterator[None]:
+    """For a while, pods are scheduled onto this node alone."""
+    others = [name for name in scene.cluster.nodes_ready() if name != node]
+    scene.cluster.kubectl("cordon", *others)
+    try:
+        yield
+    finally:
+        scene.cluster.kubectl("uncordon", *others)
+
+
+def move_operator(scene: Scene, node: str) -> None:
+    """Take the operator away and bring it back on this node."""
+    scale_operator(scene, 0)
+    with only(scene, node):
+        scale_operator(scene, 1)
 
 
 def _operator_pods(scene: Scene) -> Sequence[Object]:

@@ -18,6 +18,8 @@ TORCH = "/opt/torch"  # where a trainer finds torch if its image has none
 class Spec:
     """What a job of the demo or of a test needs to say. `stores` are entries of spec.checkpoint.stores.
 
+    `peers` is spec.checkpoint.peers, None what users get who say nothing; `memory` is spec.checkpoint.memory,
+    `nodes` spec.failurePolicy.nodes.
     `torch_site`: a folder of the node with torch in it, mounted read-only. `files`: a ConfigMap mounted at /script.
     """
 
@@ -32,6 +34,10 @@ class Spec:
     env: dict[str, str] = field(default_factory=dict)
     run_policy: Object = field(default_factory=dict)
     restarts: Object = field(default_factory=dict)
+    peers: Object | None = None
+    memory: Object | None = None
+    spares: int = 0
+    nodes: Object | None = None
     grace: int | None = None
 
     def manifest(self) -> Object:
@@ -40,10 +46,16 @@ class Spec:
             "workers": {"replicas": self.replicas, "template": {"spec": self._pod()}},
             "checkpoint": {"stores": list(self.stores)},
         }
+        if self.spares:
+            spec["workers"]["spares"] = self.spares
+        for name, part in (("peers", self.peers), ("memory", self.memory)):
+            if part is not None:
+                spec["checkpoint"][name] = part
         if self.run_policy:
             spec["runPolicy"] = self.run_policy
-        if self.restarts:
-            spec["failurePolicy"] = {"restarts": self.restarts}
+        policy = {"restarts": self.restarts or None, "nodes": self.nodes}
+        if any(policy.values()):
+            spec["failurePolicy"] = {k: v for k, v in policy.items() if v}
         meta = {"name": self.name, "namespace": self.namespace}
         return {"apiVersion": GROUP, "kind": "TrainingJob", "metadata": meta, "spec": spec}
 

@@ -106,8 +106,8 @@ FAULTS = (
     Fault("trainer process killed", _sigkill, ("memory",), ("memory",), 60),
     Fault("trainer segfaults", _segfault, ("memory",), ("memory",), 60),
     Fault("sidecar container killed", _sidecar, (NONE,), ("memory",), 60, _PIDS),
-    Fault("pod deleted", _pod, ("memory", "pvc"), ("memory", "pvc", "s3"), 120),
-    Fault("node powered off", _node, ("pvc", "s3"), ("pvc", "s3"), 180, _POWER),
+    Fault("pod deleted", _pod, ("peers", "pvc"), ("memory", "peers", "pvc", "s3"), 120),
+    Fault("node powered off", _node, ("peers",), ("peers", "pvc", "s3"), 180, _POWER),
     Fault("operator killed in recovery", _operator, ("memory",), ("memory",), 120),
     Fault("all pods deleted, no PVC", _all_pods, ("s3",), ("s3",), 180, _DISK),
 )

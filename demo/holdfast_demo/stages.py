@@ -16,6 +16,7 @@ from .clusters import Cluster
 from .errors import DemoError
 from .faults import Scene
 from .jobs import Job, Spec
+from .kube import Object
 from .measure import Outcome
 from .progress import Progress
 from .report import Skipped
@@ -174,16 +175,24 @@ def _fitting(workspace: Workspace) -> list[Fault]:
     stores = [name for name, there in (("pvc", workspace.claim), ("s3", workspace.url)) if there]
     if len(stores) == 2:
         return list(FAULTS)
-    return [replace(f, levels=f.levels if f.levels in (("memory",), ("none",)) else ("memory", *stores)) for f in FAULTS]
+    in_ram = (("memory",), ("peers",), ("none",))
+    return [replace(f, levels=f.levels if f.levels in in_ram else ("memory", "peers", *stores)) for f in FAULTS]
 
 
 def _ready_for_next(job: Job, since: float, steps: int) -> None:
-    """Enough new steps, and something saved at every level."""
+    """Enough new steps, something saved at every level, and parity with all peers."""
     job.wait_steps(_BETWEEN, 120, since)
     wanted = len((job.resource or {}).get("spec", {}).get("checkpoint", {}).get("stores", ()))
-    job.wait(lambda s: len(s.get("checkpoints", {})) > wanted, 120, "a checkpoint at every level")
+    job.wait(lambda s: len(s.get("checkpoints", {})) > wanted + 1, 120, "a checkpoint at every level")
+    job.wait(protected_as_far_as_nodes_go, 120, "parity in peers' RAM")
     if job.log.step > steps - _BETWEEN or job.status.get("phase") == "Succeeded":
         raise DemoError(f"the job ended (step {job.log.step} of {steps}) before all faults were tried: give a higher --steps")
+
+
+def protected_as_far_as_nodes_go(status: Object) -> bool:
+    """Whether peers hold parity. Pods that share a node since another was lost do not move back when it returns."""
+    found: Object = next((c for c in status.get("conditions", ()) if c["type"] == "Protected"), {})
+    return found.get("status") == "True" or found.get("reason") == "SharedNode"
 
 
 def end_faulty(faulty: Faulty) -> Run:

@@ -37,11 +37,16 @@ class Line:
 
 
 class StepLog:
-    """Lines and steps of pod `index` of a job, collected in the background until closed."""
+    """Lines and steps of pod `index` of a job, collected in the background until closed.
 
-    def __init__(self, kube: Kube, namespace: str, job: str, index: int = 0) -> None:
-        self._kube, self._namespace = kube, namespace
-        self._selector = f"holdfast.dev/job={job},holdfast.dev/index={index}"
+    `selector` and `container`: of the pods of something that is no TrainingJob.
+    """
+
+    def __init__(
+        self, kube: Kube, namespace: str, job: str, index: int = 0, *, selector: str = "", container: str = "trainer"
+    ) -> None:
+        self._kube, self._namespace, self._container = kube, namespace, container
+        self._selector = selector or f"holdfast.dev/job={job},holdfast.dev/index={index}"
         self._lock = threading.Lock()
         self._lines: list[Line] = []
         self._samples: list[Sample] = []
@@ -106,7 +111,7 @@ class StepLog:
         last = ""
         while not self._stop.is_set():
             try:
-                for text in self._kube.follow(self._namespace, pod, "trainer", last, _LOST):
+                for text in self._kube.follow(self._namespace, pod, self._container, last, _LOST):
                     last = self._take(pod, text, last)
                     if self._stop.is_set():
                         return

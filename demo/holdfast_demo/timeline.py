@@ -9,7 +9,7 @@ from typing import Any
 from .measure import NONE, Outcome
 from .steplog import Sample
 
-_COLOURS = {NONE: "#2a9d8f", "memory": "#2a78c2", "pvc": "#e08a1e", "s3": "#8e4ec6"}
+_COLOURS = {NONE: "#2a9d8f", "memory": "#2a78c2", "peers": "#c2487a", "pvc": "#e08a1e", "s3": "#8e4ec6"}
 _OTHER = "#c0392b"
 _INK, _FAINT = "#22303c", "#c9d2da"
 _ROW = 30  # points between rows of labels

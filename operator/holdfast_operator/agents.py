@@ -1,7 +1,7 @@
 """Connections to the sidecars of one job: an event stream from each, orders to each. Never blocks a reconcile pass.
 
-A stream that breaks or falls silent is dialled again at once and for ever; what that brings (a refusal, or no answer at all)
-is evidence for the planner, which alone decides whether a pod is lost.
+A stream that breaks or falls silent is dialled again at once and for ever, and a silent pod is knocked at; what that brings (a
+refusal, or no answer at all) is evidence for the planner, which alone decides whether a pod is lost.
 """
 
 from __future__ import annotations
@@ -19,25 +19,32 @@ import aiohttp
 from holdfast_core import config, wire
 from holdfast_core.messages import AgentState, Command, Inventory
 
+from .knock import knock
 from .observe import Heard
 
 log = logging.getLogger(__name__)
 
-_STREAM = aiohttp.ClientTimeout(total=None, sock_connect=1.5, sock_read=3.0)  # heartbeats come once a second
+_STREAM = aiohttp.ClientTimeout(total=None, sock_connect=1.5, sock_read=3.0)  # heartbeats come twice a second
 _COMMAND = aiohttp.ClientTimeout(total=3.0, sock_connect=1.5)
 _INVENTORY = aiohttp.ClientTimeout(total=30.0, sock_connect=1.5)
 _LINE = 4 * 2**20  # longest line: the state of many ranks with their last log lines
 _PAUSE = 0.25  # seconds between dials
+_SILENT = 0.8  # seconds without a word after which the pod is knocked at
+_NEVER_HEARD = 5.0  # the same for one that may still be starting
+_NEXT_KNOCK = {True: 0.5, False: 0.05, None: 0.5}  # seconds after one that was answered, or not
 
 Wake = Callable[[bool], None]
 
 
 class Link:
-    """The connection to one pod's sidecar. `wake(urgent)` is called for each line; urgent if more than steps changed."""
+    """The connection to one pod's sidecar. `wake(urgent)` is called for each line, urgent if more than steps changed, and when
+    the stream breaks or a knock at the silent pod has brought something. `ports`: of the sidecar's API, and to knock at."""
 
-    def __init__(self, job_uid: str, pod: str, address: tuple[str, int], tls: ssl.SSLContext | None, wake: Wake) -> None:
+    def __init__(
+        self, job_uid: str, pod: str, host: str, ports: tuple[int, int], tls: ssl.SSLContext | None, wake: Wake
+    ) -> None:
         self._uid, self.pod, self._wake = job_uid, pod, wake
-        host, port = address
+        self._door, port = (host, ports[1]), ports[0]
         self._url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls or False, limit=0, force_close=True))
         self._name = config.TLS_NAME if tls else None
@@ -45,21 +52,25 @@ class Link:
         self._heard: float | None = None
         self._since = time.monotonic()
         self._failures, self._refused, self._error = 0, False, ""
+        self._answers, self._unanswered = False, 0
         self._sending: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._order = asyncio.Lock()
         self._reader = asyncio.create_task(self._follow(), name=f"events of {pod}")
+        self._knocking = asyncio.create_task(self._knock(), name=f"knocks at {pod}")
 
     @property
     def heard(self) -> Heard:
         """What is known now."""
         now = time.monotonic()
         age = None if self._heard is None else now - self._heard
-        return Heard(self._agent, age, self._failures, self._refused, now - self._since, self._error)
+        return Heard(
+            self._agent, age, self._failures, self._refused, now - self._since, self._error, self._answers, self._unanswered
+        )
 
     async def close(self) -> None:
         """End the stream and what is being sent."""
         await self._session.close()  # first: it aborts connections, where leaving them would wait for a peer that may be gone
-        tasks = [self._reader, *self._sending.values()]
+        tasks = [self._reader, self._knocking, *self._sending.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,7 +115,29 @@ class Link:
             self._error = describe(error)
             if self._heard == before:  # nothing was heard: the dial failed. A stream that breaks is not that yet.
                 self._failures, self._refused = self._failures + 1, answered(error)
+            else:
+                self._wake(True)
             await asyncio.sleep(_PAUSE)
+
+    async def _knock(self) -> None:
+        """While it is silent, ask whether anything at its address answers."""
+        while True:
+            before, now = self._heard, time.monotonic()
+            due = self._since + _NEVER_HEARD if before is None else before + _SILENT
+            if now <= due:
+                await asyncio.sleep(min(due - now + 0.01, _SILENT))
+                continue
+            answer = await knock(*self._door)
+            if self._heard == before:
+                self._note_knock(answer)
+            await asyncio.sleep(_NEXT_KNOCK[answer])
+
+    def _note_knock(self, answer: bool | None) -> None:
+        known = self._answers, self._unanswered
+        if answer is not None:
+            self._answers, self._unanswered = answer, 0 if answer else self._unanswered + 1
+        if known != (self._answers, self._unanswered):
+            self._wake(True)
 
     async def _stream(self) -> None:
         async with self._session.get(
@@ -121,14 +154,15 @@ class Link:
             urgent = self._agent is None or essence(state) != essence(self._agent)
             self._agent, self._heard = state, time.monotonic()
             self._failures, self._refused, self._error = 0, False, ""
+            self._answers, self._unanswered = False, 0
             self._wake(urgent)
 
 
 class Links:
     """All connections of a job, kept in step with its pods."""
 
-    def __init__(self, job_uid: str, wake: Wake, port: int = config.API_PORT) -> None:
-        self._uid, self._wake, self._port = job_uid, wake, port
+    def __init__(self, job_uid: str, wake: Wake, port: int = config.API_PORT, peer_port: int = config.PEER_PORT) -> None:
+        self._uid, self._wake, self._ports = job_uid, wake, (port, peer_port)
         self._links: dict[str, Link] = {}
         self._hosts: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
@@ -144,7 +178,7 @@ class Links:
         for name in [n for n in self._links if hosts.get(n) != self._hosts[n]]:
             self._retire(self._links.pop(name))
         for name in hosts.keys() - self._links.keys():
-            self._links[name] = Link(self._uid, name, (hosts[name], self._port), self._tls, self._wake)
+            self._links[name] = Link(self._uid, name, hosts[name], self._ports, self._tls, self._wake)
         self._hosts = dict(hosts)
 
     def heard(self, pod: str) -> Heard:
@@ -187,7 +221,7 @@ def essence(state: AgentState) -> tuple[Any, ...]:
     stores = tuple((s.name, s.error) for s in state.stores)
     return (
         state.attempt, state.phase, state.launcher, state.error, state.error_source, state.arena_error, state.slot_bytes,
-        ranks, stores,
+        ranks, stores, frozenset(state.silent), state.unprotected,
     )  # fmt: skip
 
 

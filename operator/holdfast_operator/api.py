@@ -6,7 +6,9 @@ models are left out, because they drop fields that they do not know and a pod te
 
 from __future__ import annotations
 
+import logging
 import ssl
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +19,8 @@ from kubernetes import client, config
 from . import names
 
 Body = dict[str, Any]
+_SLOW = 1.5  # seconds
+log = logging.getLogger(__name__)
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=3)
 
 
@@ -104,7 +108,7 @@ class Api:
         auth = self._configuration.auth_settings().get("BearerToken")
         if auth and auth["value"]:
             headers["Authorization"] = auth["value"]
-        name = getattr(self._configuration, "tls_server_name", None)
+        name, started = getattr(self._configuration, "tls_server_name", None), time.monotonic()
         try:
             async with self._session.request(
                 method, self._host + path, json=body, params=query, headers=headers, server_hostname=name
@@ -113,6 +117,9 @@ class Api:
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        finally:
+            if (seconds := time.monotonic() - started) > _SLOW:
+                log.warning("the API server took %.1f s for %s %s", seconds, method, path)
         if status >= 400:
             details = data if isinstance(data, dict) else {}
             raise ApiError(status, str(details.get("reason", "")), str(details.get("message", f"HTTP {status}")))

@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from holdfast_core.planner import Action, CreatePod, DeletePod, EndPod
+from holdfast_core.planner import Action, CreatePod, CreateSpare, DeletePod, EndPod
 
-from . import api, pods
+from . import api, names, pods
 from .api import Api, ApiError
 from .cache import PodCache
+from .pods import ANYWHERE, Where
 from .settings import Settings
 from .spec import JobSpec
 from .status import Problem
@@ -43,23 +45,26 @@ class Applier:
         """The API server's refusal, if there is one."""
         return next((r.problem for r in self._refusals.values()), None)
 
-    async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action], avoid: Sequence[str] = ()) -> None:
-        """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself.
-
-        New pods should rather not go to the nodes in `avoid`.
-        """
+    async def apply(self, spec: JobSpec, slot_bytes: int, actions: Sequence[Action], where: Where = ANYWHERE) -> None:
+        """Do what concerns pods, side by side; raises the first ApiError that is not about the pod itself."""
         if spec.fingerprint != self._fingerprint:
             self._fingerprint, self._refusals = spec.fingerprint, {}
-        wanted = {spec.job.pod_name(a.index, a.incarnation) for a in actions if isinstance(a, CreatePod)}
+        wanted = {_name(spec, a) for a in actions if isinstance(a, CreatePod | CreateSpare)}
         self._refusals = {n: r for n, r in self._refusals.items() if n in wanted}
-        results = await asyncio.gather(*(self._do(spec, slot_bytes, a, avoid) for a in actions), return_exceptions=True)
+        results = await asyncio.gather(*(self._do(spec, slot_bytes, a, where) for a in actions), return_exceptions=True)
         errors = [r for r in results if isinstance(r, BaseException)]
         if errors:
             raise errors[0]
 
-    async def _do(self, spec: JobSpec, slot_bytes: int, action: Action, avoid: Sequence[str]) -> None:
-        if isinstance(action, CreatePod):
-            await self._create(spec, slot_bytes, action, avoid)
+    async def label(self, spec: JobSpec, name: str, index: int) -> None:
+        """Show on a spare which index it took; raises ApiError."""
+        await self._api.patch(
+            api.core(spec.job.namespace, "pods", name), {"metadata": {"labels": {names.LABEL_INDEX: str(index)}}}
+        )
+
+    async def _do(self, spec: JobSpec, slot_bytes: int, action: Action, where: Where) -> None:
+        if isinstance(action, CreatePod | CreateSpare):
+            await self._create(spec, slot_bytes, action, where)
         elif isinstance(action, DeletePod):
             await self._delete(spec, action)
         elif isinstance(action, EndPod):
@@ -75,12 +80,12 @@ class Applier:
         path = api.core(spec.job.namespace, "pods", action.name)
         await self._api.delete(path, grace=0 if action.force else None)
 
-    async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod, avoid: Sequence[str]) -> None:
-        name = spec.job.pod_name(action.index, action.incarnation)
+    async def _create(self, spec: JobSpec, slot_bytes: int, action: CreatePod | CreateSpare, where: Where) -> None:
+        name = _name(spec, action)
         refusal = self._refusals.get(name)
         if refusal and time.monotonic() < refusal.again:
             return
-        body = pods.build(spec, action.index, action.incarnation, slot_bytes, self._settings, avoid)
+        body = self._body(spec, slot_bytes, action, where)
         try:
             made = await self._api.create(api.core(spec.job.namespace, "pods"), body)
         except ApiError as error:
@@ -94,6 +99,11 @@ class Applier:
         self._refusals.pop(name, None)
         self._cache.event("ADDED", made)
 
+    def _body(self, spec: JobSpec, slot_bytes: int, action: CreatePod | CreateSpare, where: Where) -> dict[str, Any]:
+        if isinstance(action, CreateSpare):
+            return pods.build_spare(spec, action.number, slot_bytes, self._settings, where)
+        return pods.build(spec, action.index, action.incarnation, slot_bytes, self._settings, where)
+
     def _refuse(self, name: str, error: ApiError, before: _Refusal | None) -> None:
         delay = min(_LONGEST, before.delay * 2) if before else _FIRST
         problem = Problem("PodRejected", f"the API server refuses pod {name}: {error.message}")
@@ -106,3 +116,9 @@ class Applier:
         except ApiError as error:
             if error.code != 404:
                 raise
+
+
+def _name(spec: JobSpec, action: CreatePod | CreateSpare) -> str:
+    if isinstance(action, CreateSpare):
+        return spec.job.spare_name(action.number)
+    return spec.job.pod_name(action.index, action.incarnation)

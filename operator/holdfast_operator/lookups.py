@@ -1,4 +1,4 @@
-"""What is looked up only when a pod is in doubt: its node's health, and warnings that the cluster posted about it.
+"""What is looked up, not watched: the health of a node whose pod is in doubt, warnings about that pod, the labels of nodes.
 
 Look-ups run in the background and wake the reconciler; a pass uses what is there. So nothing watches all nodes and events of
 a cluster, and a hanging API server delays nothing.
@@ -25,15 +25,16 @@ class Lookup(Generic[T]):
     def __init__(self, fetch: Callable[[str], Awaitable[T]], empty: T, every: float, wake: Callable[[], None]) -> None:
         self._fetch, self._empty, self._every, self._wake = fetch, empty, every, wake
         self._values: dict[str, tuple[float, T]] = {}
+        self._asked: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def get(self, key: str) -> T:
         """What is known, if it is not too old; asks for what is missing."""
         at, value = self._values.get(key, (-1e9, self._empty))
-        age = time.monotonic() - at
-        if age > self._every and key not in self._tasks:
+        now = time.monotonic()
+        if now - self._asked.get(key, -1e9) > self._every and key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._refresh(key))
-        return value if age <= 4 * self._every + 10 else self._empty
+        return value if now - at <= 4 * self._every + 10 else self._empty
 
     async def close(self) -> None:
         """Stop looking."""
@@ -46,9 +47,10 @@ class Lookup(Generic[T]):
         try:
             value = await self._fetch(key)
         except ApiError:
-            value = self._empty
+            return  # what was known stands for a while
         finally:
             self._tasks.pop(key, None)
+            self._asked[key] = time.monotonic()
         changed = self._values.get(key, (0.0, self._empty))[1] != value
         self._values[key] = (time.monotonic(), value)
         if changed:
@@ -64,6 +66,17 @@ async def node_health(client: Api, node: str) -> NodeHealth:
     conditions = body.get("status", {}).get("conditions") or []
     ready = next((c.get("status") == "True" for c in conditions if c.get("type") == "Ready"), None)
     return NodeHealth(ready, await _lease_age(client, node))
+
+
+async def node_labels(client: Api, node: str) -> Mapping[str, str]:
+    """A node's labels; none of one that is gone."""
+    try:
+        body = await client.get(api.node(node))
+    except ApiError as error:
+        if error.code == 404:
+            return {}
+        raise
+    return dict(body["metadata"].get("labels") or {})
 
 
 async def _lease_age(client: Api, node: str) -> float | None:

@@ -13,12 +13,14 @@ from prometheus_client.registry import Collector
 
 _JOB = ("namespace", "job_name")
 _RECOVERY = (*_JOB, "cause", "level")
+_SILENCE = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 13, 20, 30, 60, 120)
 _SECONDS = (0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600, 1800)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A job as of its last pass. `connected` counts sidecars heard in the last seconds."""
+    """A job as of its last pass. `connected` counts sidecars heard in the last seconds, `faults` those that it could take now:
+    None if that is not asked of it (off, a single pod, not training)."""
 
     namespace: str
     name: str
@@ -27,6 +29,19 @@ class Sample:
     step: int
     goodput: float | None
     connected: int
+    faults: int | None = None
+    avoided: int = 0
+    spares: int = 0
+
+
+def sample(namespace: str, name: str, planner: Status, connected: int) -> Sample:
+    """The values of a job."""
+    trains = planner.first_step_at is not None and not planner.terminal
+    asked = planner.protection if trains and len(planner.workers) > 1 else None
+    return Sample(
+        namespace, name, planner.phase, planner.attempt, planner.step, planner.goodput, connected,
+        asked.faults if asked else None, len(planner.avoided), planner.spares_ready,
+    )  # fmt: skip
 
 
 class _Jobs(Collector):
@@ -45,6 +60,10 @@ class _Jobs(Collector):
         yield _gauge("holdfast_job_step", "Last step that all ranks finished", [(s, s.step) for s in samples if s.step >= 0])
         ratios = [(s, s.goodput) for s in samples if s.goodput is not None]
         yield _gauge("holdfast_job_goodput_ratio", "Share of the time since the first step that was not lost", ratios)
+        protected = [(s, s.faults) for s in samples if s.faults is not None]
+        yield _gauge("holdfast_job_protected_faults", "Nodes that may be lost at once without losing a step", protected)
+        yield _gauge("holdfast_job_avoided_nodes", "Nodes that new pods are kept from", [(s, s.avoided) for s in samples])
+        yield _gauge("holdfast_job_spares_ready", "Spares that could take a rank now", [(s, s.spares) for s in samples])
         yield _gauge("holdfast_sidecar_connected", "Sidecars heard in the last 3 seconds", [(s, s.connected) for s in samples])
 
 
@@ -71,6 +90,13 @@ class Metrics:
             buckets=_SECONDS,
         )
         self._lost = Counter("holdfast_lost_steps", "Steps that had to be repeated", _RECOVERY, registry=self.registry)
+        self._detection = Histogram(
+            "holdfast_detection_seconds",
+            "Silence of a pod when it was judged lost with its node",
+            (*_JOB, "cause"),
+            registry=self.registry,
+            buckets=_SILENCE,
+        )
         self.reconcile_seconds = Histogram("holdfast_reconcile_seconds", "Seconds of a pass", registry=self.registry)
         self.reconcile_errors = Counter("holdfast_reconcile_errors", "Passes that failed", registry=self.registry)
 
@@ -83,7 +109,10 @@ class Metrics:
         self._jobs.samples.pop(uid, None)
 
     def planned(self, namespace: str, name: str, before: Status, after: Status) -> None:
-        """Count a recovery that this pass finished."""
+        """Count the nodes that this pass found dead, and a recovery that it finished."""
+        for failure in after.node_failures:
+            if failure not in before.node_failures:
+                self._detection.labels(namespace, name, failure.reason).observe(failure.silence)
         if after.recoveries > before.recoveries and after.last_recovery is not None:
             self._recovered(namespace, name, after.last_recovery)
 

@@ -11,7 +11,9 @@ API_VERSION = f"{GROUP}/{VERSION}"
 LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_INDEX = f"{GROUP}/index"
+LABEL_SPARE = f"{GROUP}/spare"  # its number, on pods that wait without a rank, and after they took one
 LABEL_INCARNATION = f"{GROUP}/incarnation"
+TAINT = f"{GROUP}/suspect"  # key of the taint on nodes that a job avoids
 ANNOTATION_SPEC = f"{GROUP}/spec"  # digest of what the pod was made from
 
 TRAINER = "trainer"

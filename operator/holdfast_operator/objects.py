@@ -23,6 +23,7 @@ def service(spec: JobSpec) -> dict[str, Any]:
             "selector": names.labels(spec.job.name, spec.job.uid),
             "ports": [
                 {"name": "api", "port": config.API_PORT, "targetPort": config.API_PORT},
+                {"name": "peer", "port": config.PEER_PORT, "targetPort": config.PEER_PORT},
                 {"name": "metrics", "port": config.METRICS_PORT, "targetPort": config.METRICS_PORT},
             ],
         },

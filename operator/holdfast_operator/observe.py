@@ -27,6 +27,8 @@ class Heard:
     refused: bool = False
     dialling: float = 0.0
     error: str = ""
+    answers: bool = False
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class NodeHealth:
     lease_age: float | None = None
 
 
-def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, now: float) -> PodView | None:
-    """The planner's view, or None for a pod whose labels are not ours. `note` is a warning that the cluster posted about it."""
+def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, now: float, domain: str = "") -> PodView | None:
+    """The planner's view, or None for a pod whose labels are not ours. `note` is a warning that the cluster posted about it,
+    `domain` what fails together with its node."""
     meta, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status", {})
     place = _place(meta.get("labels") or {})
     if place is None:
@@ -48,6 +51,7 @@ def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, 
         name=meta["name"],
         index=place[0],
         incarnation=place[1],
+        spare=place[2],
         phase=phase,
         deleting="deletionTimestamp" in meta,
         node=spec.get("nodeName", ""),
@@ -61,6 +65,9 @@ def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, 
         refused=heard.refused,
         node_ready=node.ready,
         node_lease_age=node.lease_age,
+        domain=domain,
+        answers=heard.answers,
+        unanswered=heard.unanswered,
     )
 
 
@@ -79,9 +86,11 @@ def starting(pod: Mapping[str, Any]) -> bool:
     return bool(pod.get("spec", {}).get("nodeName")) and pod.get("status", {}).get("phase", "Pending") == "Pending"
 
 
-def _place(labels: Mapping[str, str]) -> tuple[int, int] | None:
+def _place(labels: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """Index, incarnation, and the number of a spare. Which index a spare took is not read from its labels: they follow."""
     try:
-        return int(labels[names.LABEL_INDEX]), int(labels[names.LABEL_INCARNATION])
+        spare, incarnation = int(labels.get(names.LABEL_SPARE, "0")), int(labels[names.LABEL_INCARNATION])
+        return (-1 if spare else int(labels[names.LABEL_INDEX])), incarnation, spare
     except (KeyError, ValueError):
         return None
 

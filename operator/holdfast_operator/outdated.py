@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from holdfast_core.planner import DeletePod, PodView, Worker
+from holdfast_core.planner import DeletePod, PodView
+from holdfast_core.planner.roster import Roster
 
 from . import names
 
@@ -24,12 +25,10 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def replaceable(
-    views: Iterable[PodView], pods: Iterable[Mapping[str, Any]], workers: Iterable[Worker], present: str
-) -> list[DeletePod]:
-    """Deletions of current pods that wait for what a newer spec may have put right."""
+def replaceable(views: Iterable[PodView], pods: Iterable[Mapping[str, Any]], roster: Roster, present: str) -> list[DeletePod]:
+    """Deletions of current pods, and spares, that wait for what a newer spec may have put right."""
     made_from = {p["metadata"]["name"]: (p["metadata"].get("annotations") or {}).get(names.ANNOTATION_SPEC) for p in pods}
-    current = {(w.index, w.incarnation) for w in workers}
-    stuck = (v for v in views if v.waiting and not v.deleting and (v.index, v.incarnation) in current)
+    current = (v for v in views if roster.as_worker(v) or roster.waits(v))
+    stuck = (v for v in current if v.waiting and not v.deleting)
     empty = (v for v in stuck if v.agent is None or not any(v.agent.sealed.values()))
     return [DeletePod(v.name, REASON) for v in empty if made_from.get(v.name, present) not in (present, None)]

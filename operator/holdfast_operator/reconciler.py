@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Policy, Send, Status, plan
+from holdfast_core.planner import Emit, Inspect, Job, Observed, Plan, PodView, Policy, Send, Status, UntaintNode, plan
+from holdfast_core.planner import nodes as node_failures
+from holdfast_core.planner.roster import Roster
 from holdfast_core.wire import WireError
 
-from . import api, lookups, names, observe, outdated, spec, status
+from . import api, lookups, metrics, names, observe, outdated, pods, spec, status
 from .agents import Links
 from .api import Api, ApiError
 from .apply import Applier
@@ -21,12 +25,14 @@ from .events import EventPoster
 from .inquiry import Inquiry
 from .keeper import Gone, Keeper
 from .lookups import Lookup
-from .metrics import Metrics, Sample
+from .metrics import Metrics
 from .observe import NodeHealth
+from .pods import Where
 from .settings import Settings
 from .spec import JobSpec, SpecError
 from .status import Problem, Record
 from .suspects import Suspects
+from .taints import Taints
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +41,9 @@ _LIST_TRIES = 5
 _RELIST = 30.0  # seconds between lists of the job's pods; watch events may be lost
 _IDLE = 60.0  # seconds between passes of an ended or refused job
 _LONGEST = 10.0  # seconds of back-off after errors
-_SILENT = 2.0  # seconds without a heartbeat after which the pod's node is looked at
+_SILENT = 1.0  # seconds without a heartbeat after which the pod's node is looked at
+_MOST_LOST = 32  # pods that a new one is told to keep away from; more would make its object large
+_BOOT = 5.0  # seconds that a node takes at least from a failure until it is back
 _SLOW_START = 8.0  # seconds after which a pod that does not come up is looked into
 
 
@@ -62,6 +70,8 @@ class Reconciler:
         self._inquiry = Inquiry(self._links.inventory, self.wake)
         self._applier = Applier(services.api, services.settings, self.pods)
         self._nodes = Lookup(self._node, NodeHealth(), 2.0, self.wake)
+        self._labels: Lookup[Mapping[str, str]] = Lookup(self._node_labels, {}, 300.0, self.wake)
+        self._taints = Taints(services.api, name, uid, services.settings.taint_nodes)
         self._warnings = Lookup(self._warning, "", 5.0, self.wake)
         self._suspects = Suspects(Policy().lost_after)
         self._listed = -1e9
@@ -83,6 +93,7 @@ class Reconciler:
                     pause = await self._timed_pass()
                     failures, self._trouble = 0, ""
                 except Gone:
+                    await self._taints.clear()
                     log.info("%s/%s is gone", self.namespace, self.name)
                     return
                 except Exception as error:  # noqa: BLE001 - whatever it was, the next pass starts from what is there
@@ -142,7 +153,7 @@ class Reconciler:
             self._links.set_tls(self._belongings.tls)
         self._connect(record.planner)
         now = time.time()
-        seen = self._observe(record.planner, now)
+        seen = self._observe(record.planner, job.job, now)
         self._suspects.update(seen.pods, now)
         planned = plan(job.job, seen, record.planner, now)
         after = Record(planned.status, self._slot_bytes(record, job), job.job.world_size)
@@ -153,7 +164,8 @@ class Reconciler:
         self._report(record.planner, planned)
         await self._act(job, after, planned)
         await self._replace_outdated(job, after, seen)
-        return _IDLE if after.planner.terminal and not planned.actions else planned.look_again
+        to_do = any(not isinstance(a, UntaintNode) for a in planned.actions)
+        return _IDLE if after.planner.terminal and not to_do else planned.look_again
 
     def _parse(self, body: dict[str, Any], record: Record) -> JobSpec:
         job = spec.parse(body)
@@ -201,19 +213,19 @@ class Reconciler:
 
     def _connect(self, planner: Status) -> None:
         """A stream from each pod that counts and has an address."""
-        current = {(w.index, w.incarnation) for w in planner.workers} if not planner.terminal else set()
-        self._links.update({p.name: p.ip for p in self._plain_views() if (p.index, p.incarnation) in current and p.ip
-                            and p.phase not in ("Succeeded", "Failed")})  # fmt: skip
+        roster = Roster(planner.workers, planner.spares) if not planner.terminal else Roster((), ())
+        up = [p for p in self._plain_views() if p.ip and p.phase not in ("Succeeded", "Failed")]
+        self._links.update({p.name: p.ip for p in up if roster.as_worker(p) or roster.waits(p)})
 
     def _plain_views(self) -> list[PodView]:
         views = (observe.pod_view(p, observe.Heard(), NodeHealth(), "", 0.0) for p in self.pods.pods)
         return [v for v in views if v is not None]
 
-    def _observe(self, planner: Status, now: float) -> Observed:
-        views = (self._view(p, now) for p in self.pods.pods)
+    def _observe(self, planner: Status, job: Job, now: float) -> Observed:
+        views = (self._view(p, job, now) for p in self.pods.pods)
         return Observed(tuple(v for v in views if v is not None), self._inquiry.answer(planner))
 
-    def _view(self, pod: Any, now: float) -> PodView | None:
+    def _view(self, pod: Any, job: Job, now: float) -> PodView | None:
         meta, node = pod["metadata"], pod.get("spec", {}).get("nodeName", "")
         heard = self._links.heard(meta["name"])
         age = now - (observe.seconds(meta.get("creationTimestamp")) or now)
@@ -222,7 +234,13 @@ class Reconciler:
         health = self._nodes.get(node) if node and silent and not ended else NodeHealth()
         slow = age > _SLOW_START and observe.starting(pod)
         note = self._warnings.get(meta["name"]) if slow else ""
-        return observe.pod_view(pod, heard, health, note, now)
+        return observe.pod_view(pod, heard, health, note, now, self._domain(node, job))
+
+    def _domain(self, node: str, job: Job) -> str:
+        """What fails together with a pod on this node."""
+        if not node or job.topology == pods.HOSTNAME:
+            return node
+        return self._labels.get(node).get(job.topology, "")
 
     def _slot_bytes(self, record: Record, job: JobSpec) -> int:
         """The size that arenas have, for the pods to come: what the user set, else what they have grown to."""
@@ -237,11 +255,36 @@ class Reconciler:
                 self._inquiry.ask(action.pod, job.job, record.planner)
             elif isinstance(action, Emit):
                 self._services.events.post(job.job, action)
-        await self._applier.apply(job, record.slot_bytes, planned.actions, self._suspects.nodes)
+        await self._applier.apply(job, record.slot_bytes, planned.actions, self._where(record.planner))
+        await self._taints.apply(planned.actions)
+        await self._label_spares(job, record.planner)
+
+    def _where(self, planner: Status) -> Where:
+        """Where new pods may go."""
+        never = tuple(a.node for a in planner.avoided)
+        now, failed = time.time(), {**self._suspects.since, **node_failures.suspects(planner, time.time())}
+        doubtful = {node for node, at in failed.items() if node not in never and not self._came_back(node, now - at)}
+        lost = [pods.identity(p) for p in self.pods.pods if p["spec"].get("nodeName") in doubtful]
+        return Where(never, tuple(sorted(doubtful)), tuple(lost[-_MOST_LOST:]))
+
+    def _came_back(self, node: str, failed_ago: float) -> bool:
+        """Whether its kubelet has spoken since it failed: then pods may go there, so that they are not crowded elsewhere."""
+        health = self._nodes.get(node)
+        return bool(health.ready) and health.lease_age is not None and health.lease_age < failed_ago - _BOOT
+
+    async def _label_spares(self, job: JobSpec, planner: Status) -> None:
+        """For people who select by label; nothing depends on it."""
+        taken = {job.job.spare_name(w.spare): w.index for w in planner.workers if w.spare}
+        for meta in [p["metadata"] for p in self.pods.pods] if taken else []:
+            index = taken.get(meta["name"])
+            if index is not None and meta["labels"].get(names.LABEL_INDEX) != str(index) and "deletionTimestamp" not in meta:
+                with contextlib.suppress(ApiError):
+                    await self._applier.label(job, meta["name"], index)
 
     async def _replace_outdated(self, job: JobSpec, record: Record, seen: Observed) -> None:
         if not record.planner.terminal:
-            late = outdated.replaceable(seen.pods, self.pods.pods, record.planner.workers, job.fingerprint)
+            roster = Roster(record.planner.workers, record.planner.spares)
+            late = outdated.replaceable(seen.pods, self.pods.pods, roster, job.fingerprint)
             await self._applier.delete(job, late)
 
     def _report(self, before: Status, planned: Plan) -> None:
@@ -251,9 +294,7 @@ class Reconciler:
         self._sample(after)
 
     def _sample(self, planner: Status) -> None:
-        sample = Sample(
-            self.namespace, self.name, planner.phase, planner.attempt, planner.step, planner.goodput, self._links.connected()
-        )
+        sample = metrics.sample(self.namespace, self.name, planner, self._links.connected())
         self._services.metrics.sample(self.uid, sample)
 
     def _heard(self, urgent: bool) -> None:
@@ -264,11 +305,15 @@ class Reconciler:
     async def _node(self, name: str) -> NodeHealth:
         return await lookups.node_health(self._services.api, name)
 
+    async def _node_labels(self, name: str) -> Mapping[str, str]:
+        return await lookups.node_labels(self._services.api, name)
+
     async def _warning(self, pod: str) -> str:
         return await lookups.pod_warning(self._services.api, self.namespace, pod)
 
     async def _close(self) -> None:
         self._services.metrics.forget(self.uid)
         await asyncio.gather(
-            self._links.close(), self._inquiry.close(), self._nodes.close(), self._warnings.close(), return_exceptions=True
-        )
+            self._links.close(), self._inquiry.close(), self._nodes.close(), self._labels.close(), self._warnings.close(),
+            return_exceptions=True,
+        )  # fmt: skip

@@ -12,13 +12,16 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`namespaces` empty: the whole cluster. `http_port` serves metrics and probes."""
+    """`namespaces` empty: the whole cluster. `http_port` serves metrics and probes. `taint_nodes`: it may patch nodes.
+    `trace`: sidecars log what the protocol does, for replays against the model."""
 
     sidecar_image: str
     pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     http_port: int = 8080
     log_level: str = "INFO"
+    taint_nodes: bool = False
+    trace: bool = False
 
 
 def load(env: Mapping[str, str]) -> Settings:
@@ -36,4 +39,12 @@ def load(env: Mapping[str, str]) -> Settings:
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"HOLDFAST_LOG_LEVEL is {level!r}: use DEBUG, INFO, WARNING or ERROR")
     namespaces = tuple(n.strip() for n in env.get("HOLDFAST_NAMESPACES", "").split(",") if n.strip())
-    return Settings(image, policy, namespaces, int(port), level)
+    taint, trace = _flag(env, "HOLDFAST_TAINT_NODES"), _flag(env, "HOLDFAST_TRACE")
+    return Settings(image, policy, namespaces, int(port), level, taint, trace)
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "false").lower()
+    if value not in ("true", "false", "on", "off"):  # helm --set makes a boolean of true, which no variable may be
+        raise SettingsError(f"{name} is {value!r}: use true or false")
+    return value in ("true", "on")

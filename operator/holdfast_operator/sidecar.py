@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from holdfast_core import config, wire
 from holdfast_core.config import SidecarConfig
+from holdfast_core.erasure.groups import Place, make_groups
+from holdfast_core.erasure.layout import Layout
+from holdfast_core.planner import Job
 
 from . import names
 from .settings import Settings
@@ -13,7 +17,16 @@ from .spec import JobSpec, Store, mount_path, store_config
 
 UID = 65532
 _BASE_MEMORY = 256 * 2**20  # interpreter, buffers of uploads, page tables
+_PARITY_BUFFERS = 2  # parity of one step stays until that of a newer one is whole
 _START_SECONDS = 600  # faulting in a big arena takes a while
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Whose ranks the pod has (index -1: those of nobody yet), and the size of a snapshot, 0 if nobody knows yet."""
+
+    index: int
+    slot_bytes: int
 
 
 def volumes(spec: JobSpec) -> list[dict[str, Any]]:
@@ -26,9 +39,9 @@ def volumes(spec: JobSpec) -> list[dict[str, Any]]:
     return [shared, {"name": names.TLS_VOLUME, "secret": secret}, *claims]
 
 
-def container(spec: JobSpec, pod: str, index: int, slot_bytes: int, settings: Settings) -> dict[str, Any]:
+def container(spec: JobSpec, pod: str, arena: Arena, settings: Settings) -> dict[str, Any]:
     """A native sidecar: an init container that stays. It is up before the trainer starts and ends after it."""
-    settings_json = wire.dumps(sidecar_config(spec, pod, index, slot_bytes)).decode()
+    settings_json = wire.dumps(sidecar_config(spec, pod, arena, settings.trace)).decode()
     body: dict[str, Any] = {
         "name": names.SIDECAR,
         "image": settings.sidecar_image,
@@ -37,6 +50,7 @@ def container(spec: JobSpec, pod: str, index: int, slot_bytes: int, settings: Se
         "env": [{"name": config.CONFIG_ENV, "value": settings_json}],
         "ports": [
             {"name": "holdfast-api", "containerPort": config.API_PORT},
+            {"name": "holdfast-peer", "containerPort": config.PEER_PORT},
             {"name": "holdfast-mtr", "containerPort": config.METRICS_PORT},
         ],
         "startupProbe": {
@@ -45,7 +59,7 @@ def container(spec: JobSpec, pod: str, index: int, slot_bytes: int, settings: Se
             "timeoutSeconds": 3,
             "failureThreshold": _START_SECONDS,
         },
-        "resources": _resources(spec, slot_bytes),
+        "resources": _resources(spec, arena.slot_bytes),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": UID,
@@ -61,21 +75,23 @@ def container(spec: JobSpec, pod: str, index: int, slot_bytes: int, settings: Se
     return body | ({"envFrom": secrets} if secrets else {})
 
 
-def sidecar_config(spec: JobSpec, pod: str, index: int, slot_bytes: int) -> SidecarConfig:
-    """What this pod's sidecar is told at its start."""
+def sidecar_config(spec: JobSpec, pod: str, arena: Arena, trace: bool = False) -> SidecarConfig:
+    """What this pod's sidecar is told at its start. A spare has index -1, and its ranks when it takes some."""
     job = spec.job
     return SidecarConfig(
         job_uid=job.uid,
         job=job.name,
         namespace=job.namespace,
         pod=pod,
-        index=index,
-        first_rank=index * job.processes,
+        index=arena.index,
+        first_rank=max(0, arena.index) * job.processes,
         processes=job.processes,
         world_size=job.world_size,
         slots=spec.slots,
-        slot_bytes=slot_bytes,
+        slot_bytes=arena.slot_bytes,
         stores=tuple(store_config(s, job.namespace, job.name) for s in spec.stores),
+        peers=job.peers,
+        trace=trace,
     )
 
 
@@ -92,8 +108,18 @@ def _mounts(spec: JobSpec) -> list[dict[str, Any]]:
 
 def _resources(spec: JobSpec, slot_bytes: int) -> dict[str, Any]:
     """Snapshots are charged to the sidecar. A limit only where the user gave a size: auto must be able to grow."""
-    memory = str(_BASE_MEMORY + spec.job.processes * spec.slots * slot_bytes)
+    rank = spec.slots * slot_bytes + _PARITY_BUFFERS * _parity_bytes(spec.job, slot_bytes)
+    memory = str(_BASE_MEMORY + spec.job.processes * rank)
     resources: dict[str, Any] = {"requests": {"cpu": "50m", "memory": memory}}
     if spec.slot_bytes:
         resources["limits"] = {"memory": memory}
     return resources
+
+
+def _parity_bytes(job: Job, slot_bytes: int) -> int:
+    """What a rank holds for its peers: in the smallest group of the job, where it is most."""
+    if not slot_bytes:
+        return 0
+    groups = make_groups([Place(i, "") for i in range(job.replicas)], job.peers.group_size, job.peers.parity)
+    shapes = {(len(g.members), g.parity) for g in groups}
+    return max((Layout.of(n, m, [slot_bytes] * n).parity_bytes for n, m in shapes), default=0)

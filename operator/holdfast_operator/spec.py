@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from holdfast_core import config
-from holdfast_core.config import StoreConfig
+from holdfast_core.config import PeersConfig, StoreConfig
 from holdfast_core.interval import Auto, Rule, Seconds, Steps
 from holdfast_core.planner import Job, Policy
 from kubernetes.utils.quantity import parse_quantity
@@ -73,6 +73,9 @@ def parse(body: Mapping[str, Any]) -> JobSpec:
         stores=tuple(s.name for s in stores),
         policy=_policy(spec),
         every=_every(checkpoint.get("every") or {"steps": 1}),
+        peers=_peers(checkpoint.get("peers") or {}),
+        topology=str((checkpoint.get("peers") or {}).get("topologyKey", Job.topology)),
+        spares=int(workers.get("spares", 0)),
     )
     size = memory.get("size", "auto")
     slot_bytes = 0 if size == "auto" else _bytes(size, "spec.checkpoint.memory.size")
@@ -120,15 +123,28 @@ def _processes(workers: Mapping[str, Any], template: Mapping[str, Any]) -> int:
 
 
 def _policy(spec: Mapping[str, Any]) -> Policy:
-    run, limits = spec.get("runPolicy", {}), spec.get("failurePolicy", {}).get("restarts", {})
-    plain = Policy()
+    run, failure, plain = spec.get("runPolicy", {}), spec.get("failurePolicy", {}), Policy()
+    limits, nodes = failure.get("restarts", {}), failure.get("nodes", {})
     return Policy(
         restart_limit=int(limits.get("limit", plain.restart_limit)),
         restart_window=_seconds(limits.get("window", "1h"), "spec.failurePolicy.restarts.window"),
         no_progress_limit=int(limits.get("noProgressLimit", plain.no_progress_limit)),
         startup_deadline=float(run.get("startupDeadlineSeconds", plain.startup_deadline)),
         hang_deadline=float(run.get("hangDeadlineSeconds", plain.hang_deadline)),
+        node_limit=int(nodes.get("limit", plain.node_limit)),
+        node_window=_seconds(nodes.get("window", "1h"), "spec.failurePolicy.nodes.window"),
+        force_delete=bool(failure.get("forceDeletePods", plain.force_delete)),
     )
+
+
+def _peers(peers: Mapping[str, Any]) -> PeersConfig:
+    """On unless it is switched off; the API server has checked the numbers."""
+    field, plain = "spec.checkpoint.peers", PeersConfig()
+    size, parity = int(peers.get("groupSize", plain.group_size)), int(peers.get("parity", plain.parity))
+    if parity >= size:
+        raise SpecError(f"{field}.parity", f"{parity} is not below groupSize, {size}")
+    bandwidth = _bytes(peers["bandwidth"], f"{field}.bandwidth") if "bandwidth" in peers else 0
+    return PeersConfig(size, parity, bandwidth, peers.get("encryption", "mtls") != "none")
 
 
 def _every(every: Mapping[str, Any]) -> Rule:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from holdfast_core import wire
-from holdfast_core.messages import MEMORY
-from holdfast_core.planner import Condition, Recovery, Status
+from holdfast_core.messages import MEMORY, PEERS
+from holdfast_core.planner import Avoided, Condition, Protection, Recovery, Status
 from holdfast_core.planner.reasons import PODS_READY
 
 from . import names
@@ -41,7 +41,9 @@ class Record:
 
     def steady(self) -> Record:
         """Without what changes with each step, and may be written a little later."""
-        planner = replace(self.planner, step=-1, reached=-1, goodput=None, checkpoints={}, ready=0)
+        found = self.planner.protection
+        protection = replace(found, step=-1, message="") if found else None
+        planner = replace(self.planner, step=-1, reached=-1, goodput=None, checkpoints={}, ready=0, protection=protection)
         return replace(self, planner=planner)
 
 
@@ -67,9 +69,12 @@ def document(record: Record, spec: JobSpec, problem: Problem | None, before: Map
         "ready": f"{status.ready}/{spec.job.replicas}",
         "readyPods": status.ready,
         "replicas": spec.job.replicas,
+        "spares": f"{status.spares_ready}/{spec.job.spares}" if spec.job.spares or status.spares else None,
         "selector": f"{names.LABEL_UID}={spec.job.uid}",
         "restarts": _restarts(status),
         "checkpoints": {n: {"step": c.step, "time": iso(c.time)} for n, c in sorted(status.checkpoints.items())},
+        "protection": _protection(status.protection) if status.protection else None,
+        "avoidedNodes": [_avoided(a) for a in status.avoided] or None,
         "snapshots": _snapshots(status),
         "recoveries": status.recoveries,
         "lastRecovery": _recovery(status.last_recovery) if status.last_recovery else None,
@@ -134,11 +139,26 @@ def _message(status: Status, problem: Problem | None) -> str:
 
 
 def _saved(status: Status) -> str | None:
-    """The freshest level; of equals, memory."""
+    """The freshest level; of equals the one that survives least, which tells most: memory, then peers."""
     if not status.checkpoints:
         return None
-    level = max(status.checkpoints, key=lambda n: (status.checkpoints[n].step, n == MEMORY, n))
+    order = {MEMORY: 2, PEERS: 1}
+    level = max(status.checkpoints, key=lambda n: (status.checkpoints[n].step, order.get(n, 0), n))
     return f"{level}@{status.checkpoints[level].step}"
+
+
+def _protection(protection: Protection) -> dict[str, Any]:
+    return {"faults": protection.faults, "step": protection.step, "message": protection.message}
+
+
+def _avoided(avoided: Avoided) -> dict[str, Any]:
+    return {
+        "node": avoided.node,
+        "reason": avoided.reason,
+        "count": avoided.count,
+        "since": iso(avoided.since),
+        "until": iso(avoided.until),
+    }
 
 
 def _snapshots(status: Status) -> dict[str, Any] | None:

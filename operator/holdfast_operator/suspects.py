@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from holdfast_core.planner import PodView
 
 _MEMORY = 120.0  # seconds; by then the node is either back or marked by Kubernetes
-_FRESH = 2.5  # seconds
+_FRESH = 1.5  # seconds; heartbeats come twice a second
+_KNOCKS = 2  # at the pod's address, without an answer
 
 
 class Suspects:
@@ -32,9 +33,9 @@ class Suspects:
         self._since = {n: t for n, t in self._since.items() if now - t < _MEMORY}
 
     @property
-    def nodes(self) -> tuple[str, ...]:
-        """Names, in order."""
-        return tuple(sorted(self._since))
+    def since(self) -> dict[str, float]:
+        """Names, and when a pod there was last found silent."""
+        return dict(self._since)
 
     def _silent(self, pod: PodView) -> bool:
         if pod.phase in ("Succeeded", "Failed"):
@@ -42,4 +43,4 @@ class Suspects:
         if pod.node_ready is False:
             return True
         unheard = pod.agent_age is not None and pod.agent_age > self._lost_after
-        return unheard and pod.dial_failures > 0 and not pod.refused
+        return (unheard and pod.dial_failures > 0 and not pod.refused) or pod.unanswered >= _KNOCKS

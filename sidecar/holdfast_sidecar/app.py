@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import aiohttp
 from aiohttp import web
 from holdfast_core.config import LIB_DIR, SOCKET, SidecarConfig
 from holdfast_core.messages import Command, Order, Reached
+from holdfast_core.timeline import Copy
 
 from . import tls
 from .api import Api, monitoring
@@ -32,8 +34,10 @@ from .lifecycle import Lifecycle
 from .local_socket import LocalSocket, require_short
 from .logs import WHERE
 from .metrics import Metrics
+from .peers import Peers
 from .ranks import Ranks
 from .record import FINISHED, IDLE, RecordFile
+from .replication import Replicator
 from .state import States
 from .stores.level import Level
 from .trainers import Trainers
@@ -52,6 +56,7 @@ class App:
         self._run_dir, self._socket_path = (shared / SOCKET).parent, shared / SOCKET
         self._lib = shared / LIB_DIR
         self._api_socket = self._run_dir / "api.sock"
+        self._assumed = self._run_dir / "index"
         self.changes = Changes()
         self.metrics = Metrics(config.namespace, config.job)
         levels = [Level(s, config.world_size, self.changes.touch, self._store_failed) for s in config.stores]
@@ -59,8 +64,17 @@ class App:
         self.arenas = Arenas(config)
         self.ranks = Ranks(config.first_rank, config.processes)
         records = RecordFile(self._run_dir / "state.json")
-        self.lifecycle = Lifecycle(config, self.arenas, self.ranks, self.levels, self.metrics, self.changes, records)
+        self.peers = self._make_peers() if config.tls_dir else None
+        self.replicator = (
+            Replicator(config, self.arenas, self.peers, self.metrics, lambda: self.changes.touch(urgent=False))
+            if self.peers is not None
+            else None
+        )
+        self.lifecycle = Lifecycle(
+            config, self.arenas, self.ranks, self.levels, self.metrics, self.changes, records, self.replicator
+        )
         self.lifecycle.make_member = self._make_member
+        self.lifecycle.assume = self._assume
         WHERE.attempt = lambda: self.lifecycle.record.attempt
         life = self.lifecycle
         self.trainers = Trainers(
@@ -76,8 +90,28 @@ class App:
         self._runners: list[web.AppRunner] = []
         self._stop = asyncio.Event()
 
+    def _make_peers(self) -> Peers:
+        return Peers(self.config, self.arenas, lambda: self.lifecycle.record.attempt, self._corrupt)
+
     def _store_failed(self, name: str) -> None:
         self.metrics.count(self.metrics.errors, name)
+
+    def _corrupt(self, rank: int, copy: Copy, problem: str) -> None:
+        """Found while serving it to a peer, in a thread: it is forgotten already."""
+        _log.warning("rank %d: step %d in memory is damaged: %s", rank, copy.step, problem)
+        self._loop.call_soon_threadsafe(self.changes.touch)
+
+    def _assume(self, index: int) -> None:
+        """This spare takes the place of a pod: from now on it has that one's ranks. Kept for a restart of this container."""
+        config = replace(self.config, index=index, first_rank=index * self.config.processes)
+        self._assumed.write_text(str(index))
+        self.config = self.lifecycle.config = config
+        self.arenas.assume(config)
+        self.ranks.assume(config.first_rank)
+        if self.replicator is not None:
+            self.replicator.config = config
+            self.replicator.peers.assume(config)
+        self.metrics.know_ranks(self.arenas.ranks)
 
     # --- start and end
 
@@ -85,10 +119,15 @@ class App:
         """Serve until SIGTERM or SIGINT. Raises OSError or TlsError if it can't start."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        self._loop = asyncio.get_running_loop()
         self._make_folders()
+        if self.config.index < 0 and self._assumed.exists():
+            self._assume(int(self._assumed.read_text()))
         if self.config.tls_dir:
             self._client_tls = tls.client_context(Path(self.config.tls_dir))
         self.lifecycle.resume()
+        if self.peers is not None:
+            self.peers.start()
         background = [asyncio.create_task(work) for work in self._background()]
         try:
             await self._listen()
@@ -152,6 +191,8 @@ class App:
             self._following.cancel()
         await self._local.close()
         await self.lifecycle.close()
+        if self.peers is not None:
+            self.peers.close()
         for runner in self._runners:
             await runner.cleanup()
 
@@ -173,7 +214,8 @@ class App:
             await web.TCPSite(plain, "0.0.0.0", self.config.metrics_port).start()  # noqa: S104 - probes and Prometheus
 
     def _client_contexts(self) -> list[ssl.SSLContext]:
-        return [self._client_tls] if self._client_tls else []
+        of_peers = self.peers.contexts if self.peers is not None else ()
+        return [*([self._client_tls] if self._client_tls else []), *of_peers]
 
     async def _runner(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_SHUTDOWN)

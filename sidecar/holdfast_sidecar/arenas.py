@@ -44,10 +44,17 @@ class Arenas:
         self.attempt = 0
         self.every = 0
         self.error = ""
-        self._budget = budget or Budget(config, self.folder)
+        self.budget = budget or Budget(config, self.folder)
         self._files: dict[int, tuple[ArenaFile, ...]] = {rank: () for rank in self.ranks}
         self._growing = threading.Lock()
         self._leases: dict[tuple[ArenaFile, int], int] = {}
+
+    def assume(self, config: SidecarConfig) -> None:
+        """A spare, which has no arena yet, gets its ranks."""
+        self.config = config
+        self.ranks = range(config.first_rank, config.first_rank + config.processes)
+        self._files = {rank: () for rank in self.ranks}
+        self.budget.config = config
 
     # --- which files there are
 
@@ -115,7 +122,7 @@ class Arenas:
 
     def prefault(self) -> None:
         """Create the arenas of the configured size. A size that does not fit is told in `error`."""
-        for rank in self.ranks:
+        for rank in self.ranks if self.config.index >= 0 else ():  # a spare has no ranks yet
             if self.config.slot_bytes and not self._files[rank]:
                 self.reserve(rank, self.config.slot_bytes)
 
@@ -137,11 +144,13 @@ class Arenas:
                 self._remove(rank, file)
         generation = max((f.header.generation for f in self._files[rank]), default=-1) + 1
         header = ArenaHeader(self.config.job_uid, rank, self.config.world_size, self.config.slots, slot_bytes, generation)
-        self._budget.require(header, self.total_bytes)
+        self.budget.require(header, self.total_bytes)
         file = ArenaFile.create(self.folder / arena.file_name(rank, generation), header, self.attempt)
         if self._files[rank]:
             arena.set_committed(file.buf, max(arena.committed(f.buf) for f in self._files[rank]))
             arena.set_floor(file.buf, max(arena.floor(f.buf) for f in self._files[rank]))
+            arena.set_protected(file.buf, max(arena.protected(f.buf) for f in self._files[rank]))
+            arena.set_pending(file.buf, max(arena.pending(f.buf) for f in self._files[rank]))
         self._files[rank] = (*self._files[rank], file)
         arena.set_every(file.buf, self.every)  # last: this runs in a thread, and a new interval reaches either us or the list
         self.error = ""
@@ -151,12 +160,20 @@ class Arenas:
     def allocate(self, rank: int, manifest: SlotManifest, committed: int) -> tuple[ArenaFile, int, memoryview]:
         """A slot opened for a restored snapshot: file, index and data area."""
         need = arena.slot_bytes_for(manifest.data_bytes, 2 * len(dump(manifest)) + _MANIFEST_SLACK)
+        return self._open_slot(rank, need, manifest.data_bytes, manifest.step, committed)
+
+    def allocate_image(self, rank: int, data_bytes: int, manifest_bytes: int, step: int) -> tuple[ArenaFile, int, memoryview]:
+        """The same for a snapshot that arrives with its manifest behind it; the area is for both."""
+        need = arena.slot_bytes_for(data_bytes, 2 * manifest_bytes + _MANIFEST_SLACK)
+        return self._open_slot(rank, need, data_bytes + manifest_bytes, step, step)
+
+    def _open_slot(self, rank: int, need: int, nbytes: int, step: int, committed: int) -> tuple[ArenaFile, int, memoryview]:
         file = self.reserve(rank, need)
         file.require_intact()
-        index = arena.choose_slot(file.slots(), committed, time.monotonic_ns())
+        index = arena.choose_slot(file.slots(), committed, time.monotonic_ns(), kept_steps=arena.kept(file.buf))
         if index is None:
-            raise ArenaError(f"no slot of rank {rank} is free for step {manifest.step}")
-        return file, index, arena.begin(file.buf, file.header, index, manifest.data_bytes)
+            raise ArenaError(f"no slot of rank {rank} is free for step {step}")
+        return file, index, arena.begin(file.buf, file.header, index, nbytes)
 
     # --- what is in them
 
@@ -227,7 +244,20 @@ class Arenas:
         for rank, files in list(self._files.items()):
             if step != NO_STEP and len(files) > 1 and any(s.step == step for s in _sealed(files[-1])):
                 for old in files[:-1]:
-                    self._remove(rank, old)
+                    if not any(s.step in arena.kept(old.buf) for s in _sealed(old)):
+                        self._remove(rank, old)
+
+    def keep(self, protected: int, pending: int) -> None:
+        """The writer may not overwrite these steps (NO_STEP: none)."""
+        for file in self._intact():
+            arena.set_protected(file.buf, protected)
+            arena.set_pending(file.buf, pending)
+
+    def kept(self) -> tuple[int, int]:
+        """The protected and the pending step, as the arenas have them; for a sidecar that restarts."""
+        files = list(self._intact())
+        protected, pending = ([read(f.buf) for f in files] for read in (arena.protected, arena.pending))
+        return max(protected, default=NO_STEP), max(pending, default=NO_STEP)
 
     def committed(self) -> Copy | None:
         """The newest step that the arenas themselves call committed; for a sidecar that restarts."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 _BEAT = 0.2  # seconds; progress is sent this often
-_HEARTBEAT = 1.0  # seconds; sent this often in any case
+_HEARTBEAT = 0.5  # seconds; sent this often in any case
 
 
 class Subscription:

@@ -18,7 +18,7 @@ from typing import Any
 from holdfast_core.arena import ArenaError
 from holdfast_core.config import SidecarConfig
 from holdfast_core.local import Launch
-from holdfast_core.messages import MEMORY, Command, Order, Reached
+from holdfast_core.messages import MEMORY, PEERS, TOLD, Command, Order, Reached
 from holdfast_core.timeline import Copy
 
 from . import record as phases
@@ -31,7 +31,9 @@ from .metrics import Metrics
 from .prepare import Preparation, PrepareFailed
 from .ranks import Ranks
 from .record import Record, RecordFile
+from .replication import Replicator
 from .stores.level import Level
+from .trace import Trace
 from .uploads import Uploads
 
 _log = logging.getLogger(__name__)
@@ -59,18 +61,24 @@ class Lifecycle:
         metrics: Metrics,
         changes: Changes,
         records: RecordFile,
+        replicator: Replicator | None = None,
     ) -> None:
         self.config, self.arenas, self.ranks, self.levels = config, arenas, ranks, levels
-        self.metrics, self.changes, self._records = metrics, changes, records
+        self.metrics, self.changes, self._records, self.replicator = metrics, changes, records, replicator
         self.record = Record(config.job_uid)
+        self.trace = Trace(config.trace, self._where)
         self.launcher = Launcher(ranks, lambda: self.record.attempt, self.processes_changed)
         self.uploads = Uploads(arenas, levels, metrics)
         self.coordinator: Coordinator | None = None
         self.member: Member | None = None
         self.make_member: MakeMember
+        self.assume: Callable[[int], None] | None = None  # a spare becomes the pod of an index
         self.interval_changed: Callable[[], None] = lambda: None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._last_uploads: dict[str, float] = {}
+
+    def _where(self) -> dict[str, Any]:
+        return {"pod": self.config.pod, "index": self.config.index, "attempt": self.record.attempt}
 
     # --- start
 
@@ -83,9 +91,12 @@ class Lifecycle:
             self.record = Record(self.config.job_uid, fence, phases.FAILED, error=f"the record of attempt {fence} is lost")
             self.ranks.abandon("the sidecar was restarted and its record is lost")
             return
+        self.arenas.fence(self.record.attempt)  # for those that are yet to be made
         self.ranks.load(self.record.ranks)
         self.arenas.set_every(self.record.every)
         command = self.record.prepare
+        if self.replicator is not None:
+            self.replicator.resume(command)
         if command is None:
             return
         self.record = replace(self.record, committed=self.arenas.committed() or self.record.committed)
@@ -132,8 +143,7 @@ class Lifecycle:
     async def _prepare(self, command: Command) -> None:
         if command.attempt == self.record.attempt and self.record.prepare is not None:
             return
-        if not command.members or not any(m.index == self.config.index for m in command.members):
-            raise BadCommand(f"pod {self.config.index} is not a member of attempt {command.attempt}")
+        self._take_place(command)
         _log.info("prepares attempt %d: %s", command.attempt, command.reason)
         self._cancel_tasks()
         if self.coordinator is not None:
@@ -141,6 +151,8 @@ class Lifecycle:
             self._tasks["closing"] = asyncio.create_task(self.coordinator.close())
             self.coordinator = None
         self.uploads.cancel_all()
+        if self.replicator is not None:
+            self.replicator.cancel()
         self.ranks.reset()
         for level in self.levels.values():
             level.forget_void(command.history)
@@ -150,7 +162,17 @@ class Lifecycle:
         self.record = Record(self.config.job_uid, command.attempt, phases.PREPARING, command, kept, every=every)
         self._set_every(command.every)
         self._update()
+        self.trace.source("prepare", source, levels=command.levels)
         self._begin(command)
+
+    def _take_place(self, command: Command) -> None:
+        """A spare takes the index that it is a member by; anybody else must be the member of its index."""
+        mine = next((m for m in command.members if m.pod == self.config.pod), None)
+        if self.config.index < 0 and mine is not None and self.assume is not None:
+            _log.info("this spare is pod %d from now on", mine.index)
+            self.assume(mine.index)
+        if not any(m.index == self.config.index for m in command.members):
+            raise BadCommand(f"pod {self.config.index} is not a member of attempt {command.attempt}")
 
     def _begin(self, command: Command) -> None:
         self._open_coordinator(command)
@@ -159,10 +181,11 @@ class Lifecycle:
     async def _prepare_and_join(self, command: Command) -> None:
         started = time.monotonic()
         try:
-            await Preparation(self.arenas, self.launcher, self.levels, self.metrics).run(command)
+            await Preparation(self.arenas, self.launcher, self.levels, self.metrics, self.replicator).run(command)
         except PrepareFailed as error:
             _log.warning("attempt %d can't start: %s", command.attempt, error)
-            self._update(phase=phases.FAILED, error=str(error), error_source=error.source)
+            self._update(phase=phases.FAILED, error=str(error), error_source=error.source, passing=error.passing)
+            self.trace.source("failed", error.source, rank=error.source.rank if error.source else -1)
             return
         except Exception as error:  # noqa: BLE001 - a defect of ours must not leave the attempt hanging
             _log.exception("attempt %d can't start", command.attempt)
@@ -170,6 +193,7 @@ class Lifecycle:
             return
         _log.info("attempt %d is prepared after %.2f s", command.attempt, time.monotonic() - started)
         self._update(phase=phases.PREPARED)
+        self.trace.source("prepared", command.source)
         self._open_member(command)
 
     async def _launch(self, command: Command) -> None:
@@ -277,6 +301,7 @@ class Lifecycle:
 
     def sealed(self, rank: int, copy: Copy) -> None:
         """A trainer published a snapshot."""
+        self.trace.sealed(rank, copy)
         if self.member is not None:
             self.member.report(Reached(self.record.attempt, MEMORY, rank, copy))
 
@@ -290,7 +315,12 @@ class Lifecycle:
         """The coordinator's word. Runs before the next order is read: see `uploads`."""
         if order.attempt != self.record.attempt:
             return
-        if order.kind == "persist" and self.member is not None:
+        self.trace.order("obeyed", order)
+        if order.level == PEERS:
+            if self.replicator is not None and self.member is not None:
+                self.replicator.obey(order, self.trace.reporting(self.member.report))
+                self.trace.kept(self.replicator.kept.protected, self.replicator.kept.pending)
+        elif order.kind == "persist" and self.member is not None:
             self.uploads.start(order.attempt, order.level, order.copy, self.member.report)
         elif order.kind == "committed" and order.level == MEMORY:
             self.arenas.commit(order.copy.step)
@@ -310,7 +340,9 @@ class Lifecycle:
         sealed = self.arenas.lasting().items()
         pairs = sorted(((c, r) for r, copies in sealed for c in copies), reverse=True)
         reached = [Reached(self.record.attempt, MEMORY, rank, copy) for copy, rank in pairs]
-        return [*reached, *self.uploads.results]
+        held = self.replicator.everything(self.record.attempt) if self.replicator else []
+        told = Reached(self.record.attempt, TOLD, self.config.first_rank, Copy(-1, self.record.attempt))
+        return [*reached, *self.uploads.results, *held, told]
 
     # --- the group
 
@@ -321,8 +353,10 @@ class Lifecycle:
 
     def _open_coordinator(self, command: Command) -> None:
         if command.members[0].index == self.config.index:
-            self.coordinator = Coordinator(command, self.config.job_uid, self.config.slots, self.levels, self.metrics)
+            peers = self.config.peers if self.replicator else None
+            self.coordinator = Coordinator(command, self.config.job_uid, self.config.slots, self.levels, self.metrics, peers)
             self.coordinator.decisions.every = self.record.every
+            self.coordinator.trace = self.trace
             self.coordinator.start(self._last_uploads)
 
     def _open_member(self, command: Command) -> None:
@@ -339,6 +373,8 @@ class Lifecycle:
         """Leave the group; processes and arenas stay."""
         self._cancel_tasks()
         self.uploads.cancel_all()
+        if self.replicator is not None:
+            self.replicator.cancel()
         if self.coordinator is not None:
             await self.coordinator.close()
 

@@ -1,4 +1,4 @@
-"""Whether an arena fits before it is created: a too small limit is an error with a number in it, never an OOM kill."""
+"""Whether an arena or parity fits before it is created: a too small limit is an error with a number in it, not an OOM kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Budget:
     """The tightest of: the configured limit, the container's cgroup, the machine's free memory, the volume's size."""
 
     def __init__(self, config: SidecarConfig, folder: Path, available: Callable[[], int | None] = cgroup.available) -> None:
-        self._config, self._folder, self._available = config, folder, available
+        self.config, self._folder, self._available = config, folder, available
+        self.beside: Callable[[], int] = lambda: 0  # bytes that parity takes
 
     def require(self, header: ArenaHeader, taken: int) -> None:
         """Raise NoMemory, naming the setting to change, unless one more arena of this shape fits. `taken`: by arenas."""
@@ -29,11 +30,25 @@ class Budget:
         if header.total_bytes > left:
             raise NoMemory(self._advice(header, left, what))
 
+    def require_parity(self, what: str, nbytes: int, taken: int) -> None:
+        """Raise NoMemory, naming the setting to change, unless one more parity buffer of so many bytes fits."""
+        left, where = min(self._limits(taken))
+        if nbytes > left:
+            raise NoMemory(self.parity_advice(what, nbytes, left, where))
+
+    def parity_advice(self, what: str, nbytes: int, left: int, where: str) -> str:
+        """What to say when a buffer does not fit."""
+        return (
+            f"{what} takes {-(-nbytes // _MIB)} MiB, {max(0, left) // _MIB} MiB are left {where}: "
+            f"raise checkpoint.memory.size, lower checkpoint.memory.slots (now {self.config.slots}), "
+            "or set checkpoint.peers.parity to 0 to go without"
+        )
+
     def _limits(self, taken: int) -> list[tuple[int, str]]:
         volume = os.statvfs(self._folder)
         limits = [(volume.f_bavail * volume.f_frsize - _RECORDS, "on the shared memory volume")]
-        if self._config.memory_limit:
-            limits.append((self._config.memory_limit - taken, "of the configured memory limit"))
+        if self.config.memory_limit:
+            limits.append((self.config.memory_limit - taken - self.beside(), "of the configured memory limit"))
         container = self._available()
         if container is not None:
             limits.append((container - _RESERVE, "under the sidecar's memory limit"))
@@ -43,7 +58,7 @@ class Budget:
         return limits
 
     def _advice(self, header: ArenaHeader, left: int, what: str) -> str:
-        config = self._config
+        config = self.config
         setting = f"{-(-header.slot_bytes // _MIB)}Mi"
         now = f" (now {config.slot_bytes // _MIB}Mi)" if config.slot_bytes else ""
         return (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from holdfast_core.local import Sealed
-from holdfast_core.messages import MEMORY, AgentState
+from holdfast_core.messages import MEMORY, PEERS, AgentState
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -44,6 +44,11 @@ class Metrics:
         self.errors = self._counter("holdfast_store_errors", "Failed accesses to a durable level", "level")
         self.stall = self._histogram("holdfast_snapshot_stall_seconds", "What a snapshot made the training loop wait", _STALL)
         self.capture = self._histogram("holdfast_capture_seconds", "Copy and checksum of a snapshot, wherever they ran", _STALL)
+        self.received = self._counter("holdfast_parity_received_bytes", "Bytes received from peers to make parity for them")
+        self.replications = self._counter("holdfast_replications", "Parity of a rank's step, made or not", "result")
+        self.replication = self._histogram(
+            "holdfast_replication_seconds", "From the order to make parity of a step until it was whole", _COMMIT
+        )
         self.commit = self._histogram(
             "holdfast_store_commit_seconds", "From the order to upload until committed", _COMMIT, "level"
         )
@@ -69,16 +74,32 @@ class Metrics:
             for counter in (self.uploaded, self.restored, self.errors):
                 self.count(counter, level, by=0.0)
             self.commit.labels(*self._names, level)
+        self.know_ranks(ranks)
+        for level in (MEMORY, PEERS):
+            self.count(self.restored, level, by=0.0)
+        self.count(self.captured, by=0.0)
+        self.count(self.copied, by=0.0)
+        self.count(self.received, by=0.0)
+        for result in ("ok", "failed"):
+            self.count(self.replications, result, by=0.0)
+        self.stall.labels(*self._names)
+        self.capture.labels(*self._names)
+        self.replication.labels(*self._names)
+
+    def know_ranks(self, ranks: Iterable[int]) -> None:
+        """Ranks of this pod, from now on."""
         for rank in ranks:
             self.count(self.snapshots, str(rank), by=0.0)
             self.count(self.skipped, str(rank), "no_slot", by=0.0)
             self.count(self.fence_waits, str(rank), by=0.0)
             self.count(self.fence_seconds, str(rank), by=0.0)
-        self.count(self.restored, MEMORY, by=0.0)
-        self.count(self.captured, by=0.0)
-        self.count(self.copied, by=0.0)
-        self.stall.labels(*self._names)
-        self.capture.labels(*self._names)
+
+    def replicated(self, seconds: float, received: int, *, failed: bool) -> None:
+        """A rank's parity of a step was made, or could not be, that long after the order."""
+        self.count(self.received, by=received)
+        self.count(self.replications, "failed" if failed else "ok")
+        if not failed:
+            self.observe(self.replication, seconds)
 
     def snapshot(self, message: Sealed, data_bytes: int) -> None:
         """A snapshot was sealed, of so many bytes; what its trainer does not tell is counted as copied."""
@@ -121,11 +142,15 @@ class Gauges(Collector):
             add("rank_step", rank.step, str(rank.rank))
         if state.committed:
             add("level_step", state.committed.step, MEMORY)
+        if state.protected:
+            add("level_step", state.protected.step, PEERS)
         for store in state.stores:
             add("store_up", 0.0 if store.error else 1.0, store.name)
             if store.committed:
                 add("level_step", store.committed.step, store.name)
         add("arena_bytes", state.arena_bytes)
+        add("parity_bytes", state.parity_bytes)
+        add("peers_silent", len(state.silent))
         add("agent_attempt", state.attempt)
         add("snapshot_interval_steps", max(1, state.every or 0))
         add("capture_mode", 1, *capture_mode(state.capture))
@@ -137,6 +162,8 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "level_step": ("Newest step committed at the level", ("level",)),
         "store_up": ("Whether the last access to the durable level worked", ("level",)),
         "arena_bytes": ("Shared memory taken by this pod's arenas", ()),
+        "parity_bytes": ("Shared memory taken by parity that this pod holds for its peers", ()),
+        "peers_silent": ("Watched peers that do not answer this pod", ()),
         "agent_attempt": ("Attempt that the sidecar is at", ()),
         "snapshot_interval_steps": ("Steps from one snapshot to the next", ()),
         "capture_mode": ("How the pod's first rank captures; always 1", ("mode", "threads")),

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast_core import arena
 from holdfast_core.arena import NO_STEP, ArenaError
 from holdfast_core.manifest import CorruptShard, SlotManifest, dump
-from holdfast_core.messages import MEMORY, Command, Source
+from holdfast_core.messages import MEMORY, PEERS, Command, Source
 from holdfast_core.timeline import Copy
 
 from .arenas import Arenas
 from .launcher import Launcher
 from .metrics import Metrics
+from .peers import PeerError
+from .replication import Replicator
 from .slots import NoMemory, SlotView
 from .stores.base import StoreError
 from .stores.lane import Pulse
@@ -31,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 
 class PrepareFailed(Exception):
-    """The attempt can't start here. `source` is set if it is the source that can't be used."""
+    """The attempt can't start here. `source` is set if it is the source that can't be used; `passing`: at this moment."""
 
-    def __init__(self, message: str, source: Source | None = None) -> None:
+    def __init__(self, message: str, source: Source | None = None, *, passing: bool = False) -> None:
         super().__init__(message)
-        self.source = source
+        self.source, self.passing = source, passing
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Preparation:
     launcher: Launcher
     levels: Mapping[str, Level]
     metrics: Metrics
+    replicator: Replicator | None = None
 
     async def run(self, command: Command) -> None:
         """All steps in order; raises PrepareFailed."""
@@ -55,8 +58,10 @@ class Preparation:
         if command.source is not None and command.source.level == MEMORY:
             self._require_intact(command.source)
         await asyncio.to_thread(self._make_room, command)
+        if self.replicator is not None:
+            self.replicator.prepare(command)
         if command.source is not None:
-            await self._load(command.source, command.attempt)
+            await self._load(command.source, command)
         self.arenas.commit(command.source.step if command.source else NO_STEP)
 
     def _require_intact(self, source: Source) -> None:
@@ -66,7 +71,7 @@ class Preparation:
                 self.arenas.require(rank, Copy(source.step, source.attempt))
             except ArenaError as error:
                 self.arenas.drop_broken()
-                raise PrepareFailed(f"rank {rank}: {error}", source) from error
+                raise PrepareFailed(f"rank {rank}: {error}", replace(source, rank=rank)) from error
 
     def _make_room(self, command: Command) -> None:
         self.arenas.drop_broken()
@@ -76,28 +81,42 @@ class Preparation:
         except (ArenaError, OSError) as error:
             raise PrepareFailed(str(error)) from error
 
-    async def _load(self, source: Source, attempt: int) -> None:
-        ranks = [asyncio.create_task(self._load_rank(rank, source, attempt)) for rank in self.arenas.ranks]
+    async def _load(self, source: Source, command: Command) -> None:
+        ranks = [asyncio.create_task(self._load_rank(rank, source, command)) for rank in self.arenas.ranks]
         try:
             await asyncio.gather(*ranks)
         finally:
             for task in ranks:
                 task.cancel()
 
-    async def _load_rank(self, rank: int, source: Source, attempt: int) -> None:
-        copy = Copy(source.step, source.attempt)
+    async def _load_rank(self, rank: int, source: Source, command: Command) -> None:
+        """From the level that the rank was told; its own memory comes first in any case. Each rank's trouble is its own."""
+        copy, level = Copy(source.step, source.attempt), self._level(rank, source, command)
         try:
-            if source.level == MEMORY:
-                nbytes = await asyncio.to_thread(self._verify, self.arenas.require(rank, copy))
-            elif (found := await asyncio.to_thread(self._verified_in_memory, rank, copy)) is not None:
-                nbytes = found  # this pod still has what the others have to fetch
-            else:
-                nbytes = await self._fetch(rank, copy, source, attempt)
+            found = await asyncio.to_thread(self._verified_in_memory, rank, copy) if level != MEMORY else None
+            nbytes = found if found is not None else await self._bring(rank, copy, level, command.attempt)
         except NoMemory as error:
             raise PrepareFailed(str(error)) from error  # any source would meet the same
-        except (ArenaError, CorruptShard, StoreError) as error:
-            raise PrepareFailed(f"rank {rank}: {source.level}: {error}", source) from error
-        self.metrics.count(self.metrics.restored, source.level, by=nbytes)
+        except StoreError as error:
+            raise PrepareFailed(f"rank {rank}: {level}: {error}", replace(source, level=level)) from error
+        except (ArenaError, CorruptShard, PeerError) as error:
+            passing = isinstance(error, PeerError) and error.kind.passing
+            text, suspect = f"rank {rank}: {level}: {error}", replace(source, level=level, rank=rank)
+            raise PrepareFailed(text, suspect, passing=passing) from error
+        self.metrics.count(self.metrics.restored, level if found is None else MEMORY, by=nbytes)
+
+    def _level(self, rank: int, source: Source, command: Command) -> str:
+        """With levels by rank, who is not named has it in memory."""
+        return command.levels.get(rank, MEMORY if command.levels else source.level)
+
+    async def _bring(self, rank: int, copy: Copy, level: str, attempt: int) -> int:
+        if level == MEMORY:
+            return await asyncio.to_thread(self._verify, self.arenas.require(rank, copy))
+        if level == PEERS:
+            if self.replicator is None:
+                raise ArenaError("this pod has no connection to its peers")
+            return await self.replicator.rebuild(rank, copy, attempt)
+        return await self._fetch(rank, copy, level, attempt)
 
     def _verify(self, view: SlotView) -> int:
         try:
@@ -115,10 +134,10 @@ class Preparation:
             _log.warning("rank %d: step %d in memory can't be used: %s", rank, copy.step, error)
             return None
 
-    async def _fetch(self, rank: int, copy: Copy, source: Source, attempt: int) -> int:
-        level = self.levels.get(source.level)
+    async def _fetch(self, rank: int, copy: Copy, name: str, attempt: int) -> int:
+        level = self.levels.get(name)
         if level is None:
-            raise StoreError(f"there is no store of the name {source.level!r}")
+            raise StoreError(f"there is no store of the name {name!r}")
         return await level.call(lambda steps, pulse: self._fetch_blocking(steps, pulse, rank, copy, attempt))
 
     def _fetch_blocking(self, steps: Steps, pulse: Pulse, rank: int, copy: Copy, attempt: int) -> int:

@@ -23,6 +23,11 @@ class Ranks:
         self._moved: dict[int, float] = {}
         self.reset()
 
+    def assume(self, first_rank: int) -> None:
+        """A spare gets its ranks."""
+        self._first, self._ranks = first_rank, range(first_rank, first_rank + len(self._ranks))
+        self.reset()
+
     def reset(self) -> None:
         """A new attempt: nothing runs, nothing is known."""
         self._abandoned = False

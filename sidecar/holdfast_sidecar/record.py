@@ -31,6 +31,7 @@ class Record:
     committed: Copy | None = None
     error: str = ""
     error_source: Source | None = None
+    passing: bool = False
     exit_code: int = 0
     ranks: tuple[RankState, ...] = ()
     every: int = 0  # interval of snapshots in steps; 0: none was ordered

@@ -64,6 +64,10 @@ class ArenaFile:
         os.rename(temporary, path)
         return file
 
+    def fileno(self) -> int:
+        """Of the open file."""
+        return self._descriptor
+
     def is_whole(self) -> bool:
         """Whether every page of the mapping is backed by the file: else a look at it would be SIGBUS."""
         return os.fstat(self._descriptor).st_size >= self.buf.nbytes

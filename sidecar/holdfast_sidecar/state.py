@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from holdfast_core.messages import AgentState
 
 from .lifecycle import Lifecycle
+from .replication import Replicator
 from .trainers import Trainers
 
 
@@ -17,6 +20,7 @@ class States:
     def state(self) -> AgentState:
         """As of now."""
         life, record, pace = self._lifecycle, self._lifecycle.record, self._trainers.pace
+        waits = life.config.index < 0  # a spare has no ranks, and nothing to say about anybody's
         return AgentState(
             job_uid=life.config.job_uid,
             pod=life.config.pod,
@@ -26,8 +30,9 @@ class States:
             launcher=life.launcher.connected,
             error=record.error,
             error_source=record.error_source,
-            ranks=life.ranks.states(),
-            sealed=life.arenas.sealed(),
+            passing=record.passing,
+            ranks=() if waits else life.ranks.states(),
+            sealed={} if waits else life.arenas.sealed(),
             committed=record.committed,
             stores=tuple(level.state for level in life.levels.values()),
             arena_bytes=life.arenas.total_bytes,
@@ -42,4 +47,17 @@ class States:
             step_seconds=pace.step_seconds,
             cost_seconds=pace.cost_seconds,
             every=record.every,
+            **(_peers(life.replicator) if life.replicator and not waits else {}),
         )
+
+
+def _peers(replicator: Replicator) -> dict[str, Any]:
+    parity = replicator.peers.parity
+    return {
+        "parity": parity.whole(),
+        "parity_bytes": parity.total_bytes,
+        "protected": replicator.kept.protected,
+        "unprotected": replicator.without,
+        "replication": replicator.last,
+        "silent": replicator.peers.silent(),
+    }

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from holdfast_bench.cases import small, tensors
+from holdfast_bench.cases import parity, small, tensors
 from holdfast_bench.context import Context
 from holdfast_bench.link import Failed, Worker
 from holdfast_bench.processes import marked
@@ -17,7 +17,7 @@ TINY = Context(scale=1 / 512, samples=2, peers=False)
 @pytest.fixture
 def shm():
     """What lies in shared memory under our names."""
-    return lambda: sorted(Path("/dev/shm").glob("*holdfast-bench*"))
+    return lambda: sorted(Path("/dev/shm").glob(f"*holdfast-bench-{os.getpid()}-*"))
 
 
 def test_a_worker_saves_restores_and_leaves_nothing_behind(shm):
@@ -59,3 +59,12 @@ def test_our_stall_beside_a_peer_gives_a_figure():
 
 def test_frozen_tensors_are_copied_once():
     assert small.lora_bytes(TINY).figure.holds
+
+
+def test_parity_is_made_and_a_lost_image_rebuilt_with_either_code(shm):
+    before = shm()
+    outcome = parity.parity_throughput(TINY)
+    assert outcome.figure.value > 0
+    assert [row.name for row in outcome.rows] == 3 * ["Holdfast: encode", "Holdfast: rebuild"]
+    assert outcome.figure.value == min(row.ratio for row in outcome.rows)
+    assert shm() == before

@@ -151,6 +151,20 @@ def test_namespaced_operator_reaches_no_further(render: Render) -> None:
     assert set().union(*scopes.values()) == flat(RULES)
 
 
+@pytest.mark.parametrize("settings", [[], [NAMESPACED]], ids=["cluster", "namespaces"])
+def test_nodes_may_be_patched_only_where_they_may_be_tainted(render: Render, settings: list[str]) -> None:
+    documents = render("nodeTaints.enabled=true", *settings)
+    patch = ("", "nodes", "patch")
+    scopes = granted(documents)
+    assert patch in scopes["*"]
+    assert set().union(*scopes.values()) == flat(RULES) | {patch}
+    assert patch not in flat(RULES)
+    (container,) = of_kind(documents, "Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "HOLDFAST_TAINT_NODES", "value": "true"} in container["env"]
+    (plain,) = of_kind(render(*settings), "Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    assert not [e for e in plain["env"] if e["name"] == "HOLDFAST_TAINT_NODES"]
+
+
 def test_rules_never_mix_scopes() -> None:
     for rule in RULES:
         kinds = {
@@ -208,7 +222,8 @@ def test_rule_and_dashboard_are_the_files(render: Render) -> None:
 def test_pod_monitor_finds_the_sidecars_port(render: Render) -> None:
     (monitor,) = of_kind(render(*ALL_MONITORING), "PodMonitor")
     spec = JobSpec(Job("team", "gpt", "0123-uid", replicas=1), {})
-    ports = {p["name"]: p["containerPort"] for p in sidecar.container(spec, "gpt-0", 0, 0, Settings("image"))["ports"]}
+    container = sidecar.container(spec, "gpt-0", sidecar.Arena(0, 0), Settings("image"))
+    ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     assert ports[monitor["spec"]["podMetricsEndpoints"][0]["port"]] == METRICS_PORT
     assert monitor["spec"]["selector"]["matchExpressions"] == [{"key": names.LABEL_JOB, "operator": "Exists"}]
 

@@ -111,6 +111,8 @@ TAKEN = f'holdfast_snapshots_total{{{JOB},rank="0"}}'
 SKIPPED = f'holdfast_snapshots_skipped_total{{{JOB},rank="0",reason="no_slot"}}'
 FAILED, RECOVERING = 'holdfast_jobs{phase="Failed"}', 'holdfast_jobs{phase="Recovering"}'
 ERRORS = "holdfast_reconcile_errors_total"
+FAULTS = f"holdfast_job_protected_faults{{{JOB}}}"
+UNREPLICATED = f'holdfast_replications_total{{{JOB},result="failed"}}'
 
 HEALTHY = {  # short troubles, just before and at the time of the look, are health too
     ERRORS: "3x100",
@@ -120,6 +122,8 @@ HEALTHY = {  # short troubles, just before and at the time of the look, are heal
     STORE: "1x77 0x3 1x18",
     TAKEN: "0+8x100",
     SKIPPED: "0+1x100",
+    FAULTS: "1x76 0x3 1x20",
+    UNREPLICATED: "0x76 1x24",
 }
 FIRING = {  # alert: what differs from health, one sample a minute
     "HoldfastOperatorDown": {ERRORS: None},
@@ -128,6 +132,8 @@ FIRING = {  # alert: what differs from health, one sample a minute
     "HoldfastJobRecoveringLong": {RECOVERING: "1x100"},
     "HoldfastJobRecoversOften": {RECOVERIES: "7x60 8 9 11 13x60"},
     "HoldfastStoreFailing": {STORE: "0x100"},
+    "HoldfastJobUnprotected": {FAULTS: "1x20 0x80"},
+    "HoldfastReplicationFailing": {UNREPLICATED: "0+1x100"},
     "HoldfastSnapshotsSkipped": {SKIPPED: "0+8x100", TAKEN: "0+2x100"},
 }
 

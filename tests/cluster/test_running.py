@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from holdfast_cluster.config import BRIDGE
 
 from .conftest import BASE, cluster, eventually, sleeper
 
@@ -156,6 +157,10 @@ def test_s3_keeps_objects_through_a_crash_and_refuses_strangers():
     assert secrets.stat().st_mode & 0o077 == 0
 
 
+def bridge_address() -> str:
+    return Path(f"/sys/class/net/{BRIDGE}/address").read_text()
+
+
 def test_power_cut_is_silent_noticed_and_undone(namespace):
     namespace.run("victim", sleeper(nodeSelector={"kubernetes.io/hostname": "node-3"}))
     address = namespace.get("pod", "victim")["status"]["podIP"]
@@ -168,14 +173,17 @@ def test_power_cut_is_silent_noticed_and_undone(namespace):
         return False
 
     eventually(answers, 15)
+    card, bridge = cluster("exec-node", "node-3", "ip", "-o", "link", "show", "eth0").split("link/ether")[1], bridge_address()
     try:
         cluster("power-off", "node-3")
         assert not answers()
+        assert bridge_address() == bridge, "where others find the API server"
         eventually(lambda: not node_ready("node-3"), 30)
         assert json.loads(cluster("status", "--json"))["nodes"]["node-3"]["power"] is False
     finally:
         cluster("power-on", "node-3")
     eventually(lambda: node_ready("node-3"), 30)
+    assert cluster("exec-node", "node-3", "ip", "-o", "link", "show", "eth0").split("link/ether")[1] == card, "others know it"
 
     def restarted() -> bool:
         status = namespace.get("pod", "victim")["status"]

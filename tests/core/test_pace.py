@@ -7,7 +7,8 @@ from dataclasses import replace
 from holdfast_core.interval import Auto, Seconds, Steps
 from holdfast_core.planner import Emit, Observed, Send, Status, plan, reasons
 
-from .world import World, job
+from .world import World
+from .world_parts import job
 
 
 def intervals(world: World) -> list[int]:

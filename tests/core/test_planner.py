@@ -10,7 +10,8 @@ from holdfast_core.messages import Source
 from holdfast_core.planner import Emit, Observed, PodView, Status, plan, reasons
 from holdfast_core.planner.types import CreatePod
 
-from .world import World, job
+from .world import World
+from .world_parts import job
 
 
 def test_a_new_job_gets_its_pods_and_finishes():
@@ -48,6 +49,22 @@ def test_once_a_failure_is_noted_the_survivors_are_stopped_without_a_pause():
     assert any(o.kind == "stop" for o in world.orders)
 
 
+def test_the_source_is_chosen_only_when_no_survivor_can_commit_any_more():
+    """Its stop order is lost: what it still commits must not be undone by an older choice."""
+    world = World(job(stores=()))
+    world.run_to_step(12)
+    world.kill_rank(1)
+    world.run(lambda w: w.status.stage == "gathering")
+    world.lose_actions = 1.0
+    for _ in range(8):
+        world.reconcile()
+        assert world.status.stage == "gathering"
+    world.lose_actions = 0.0
+    world.reconcile()
+    assert any(o.kind == "stop" for o in world.orders)
+    world.run(lambda w: w.status.stage == "running")
+
+
 def test_steps_lost_to_one_failure_are_not_counted_again_for_the_next():
     world = World(job(stores=()), steps=60)
     world.run_to_step(20)
@@ -81,8 +98,22 @@ def test_a_dark_node_is_replaced_and_costs_no_more_than_was_unsaved():
     recovery = world.status.last_recovery
     assert recovery.cause == reasons.POD_UNREACHABLE
     assert recovery.step >= saved
-    assert recovery.seconds >= world.job.policy.lost_after  # counted from the silence, not from when it was noticed
+    assert recovery.seconds >= world.job.policy.confirm_after  # counted from the silence, not from when it was noticed
     assert world.status.restarts.pod == 1
+
+
+def test_a_pod_that_was_sent_to_a_node_that_is_dead_too_is_not_waited_for():
+    world = World(job())
+    world.run_to_step(13)
+    world.power_off(1)
+    world.run(lambda w: w.pod(1).incarnation == 2)
+    sent = world.pod(1)
+    sent.node, sent.dark = world.pod(2).node, world.now  # nobody knows yet that this node has no power either
+    world.pod(2).dark = world.now
+    world.run(lambda w: w.pod(2).incarnation == 2)
+    assert world.pod(1).incarnation == 3, "its kubelet will never start it"
+    world.run(lambda w: w.status.recoveries == 1)
+    assert world.status.restarts.pod == 3
 
 
 def test_all_pods_gone_goes_back_to_the_freshest_store_that_can_be_read():
@@ -246,13 +277,7 @@ def test_random_faults_and_lost_orders_never_break_a_promise(seed):
     world = World(shape, steps=60, seed=seed)
     world.step_seconds, world.cost_seconds = 0.25, 0.001
     world.lose_actions = rng.choice([0.0, 0.1, 0.3])
-    for _ in range(rng.randrange(1, 8)):
-        world.run(lambda w: w.status.stage == "running" or w.status.terminal, limit=4000)
-        for _ in range(rng.randrange(0, 60)):
-            world.tick(operator=rng.random() < 0.8)
-        if world.status.terminal:
-            break
-        _random_fault(world, rng)
+    world.live(rng, _random_fault)
     world.store_error.clear()
     world.finish()
     assert world.status.phase == "Succeeded", world.status.message

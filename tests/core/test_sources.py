@@ -1,10 +1,10 @@
-"""From where an attempt resumes: the freshest step that every rank can have, and nothing else."""
+"""What the planner sees in RAM; `test_recovery` has what it makes of it."""
 
 from __future__ import annotations
 
 import pytest
-from holdfast_core.messages import Inventory, Source, StoreInventory
-from holdfast_core.planner.sources import choose, common_copies
+from holdfast_core.planner.sources import common_copies
+from holdfast_core.protection import Holdings
 from holdfast_core.timeline import Copy, Resume
 
 
@@ -20,14 +20,5 @@ from holdfast_core.timeline import Copy, Resume
 )
 def test_what_all_ranks_have_in_memory(sealed, history, expected, why):
     copies = {rank: [Copy(*c) for c in held] for rank, held in sealed.items()}
-    found = common_copies(copies, 2, tuple(Resume(*r) for r in history))
+    found = common_copies(Holdings(copies, {}), 2, tuple(Resume(*r) for r in history))
     assert found == {Copy(*c) for c in expected}, why
-
-
-def test_the_freshest_wins_then_memory_then_the_users_order():
-    stores = Inventory((StoreInventory("pvc", (Copy(10, 1),)), StoreInventory("s3", (Copy(10, 1), Copy(12, 1)))))
-    assert choose([Copy(9, 1)], stores, (), ()) == Source("s3", 12, 1)
-    assert choose([Copy(12, 1)], stores, (), ()) == Source("memory", 12, 1)
-    assert choose([], stores, (), [Source("s3", 12, 1)]) == Source("pvc", 10, 1)
-    assert choose([], stores, (Resume(2, 11),), ()) == Source("pvc", 10, 1)
-    assert choose([], None, (), ()) is None

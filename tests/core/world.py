@@ -7,52 +7,43 @@ driven by the real `plan`. Invariants are checked at each tick: see `check`.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from holdfast_core.arena import is_due
-from holdfast_core.interval import Rule, Steps
-from holdfast_core.messages import AgentState, Command, Inventory, RankState, Source, StoreInventory, StoreState
-from holdfast_core.planner import CreatePod, DeletePod, EndPod, Inspect, Job, Observed, PodView, Send, Status, plan
+from holdfast_core.messages import (
+    AgentState,
+    Command,
+    Inventory,
+    Member,
+    Parity,
+    RankState,
+    Source,
+    StoreInventory,
+    StoreState,
+)
+from holdfast_core.planner import (
+    CreatePod,
+    CreateSpare,
+    DeletePod,
+    Emit,
+    EndPod,
+    Inspect,
+    Job,
+    Observed,
+    PodView,
+    Send,
+    Status,
+    plan,
+)
+from holdfast_core.protection import Holdings, groups_of, rank_groups
 from holdfast_core.timeline import Copy, Resume, is_valid
+
+from .world_parts import Pod, Rank
 
 TICK = 0.25
 SLOTS = 3
 STORE_EVERY = 5
-
-
-@dataclass
-class Rank:
-    state: str = "waiting"
-    step: int = -1
-    exit_code: int | None = None
-    signal: int | None = None
-    sealed: set[Copy] = field(default_factory=set)
-
-
-@dataclass
-class Pod:
-    name: str
-    index: int
-    incarnation: int
-    node: int
-    born: float
-    attempt: int = 0
-    phase: str = "idle"
-    kube: str = "Pending"
-    deleting: float | None = None
-    dark: float | None = None  # node off since
-    source: Source | None = None
-    history: tuple[Resume, ...] = ()
-    members: tuple[str, ...] = ()
-    error: str = ""
-    error_source: Source | None = None
-    ranks: list[Rank] = field(default_factory=list)
-    committed: Copy | None = None
-    every: int = 0
-
-    @property
-    def up(self) -> bool:
-        return self.kube == "Running" and self.dark is None
 
 
 class World:
@@ -73,8 +64,10 @@ class World:
         self.step_seconds: float | None = None  # what sidecars measure
         self.cost_seconds: float | None = None
         self.capture = ""
+        self.keeps_up = 1.0  # how many of the committed steps get parity
         self.orders: list[Command] = []
         self.look_again = 0.0
+        self.room: list[int] = []  # nodes for pods that may not go to their own, which has the number of their index
 
     # --- one turn of everything
 
@@ -98,6 +91,8 @@ class World:
             self.resumed.append(decided.status.source)
         self.status = decided.status
         for action in decided.actions:
+            if isinstance(action, Emit):
+                self.emitted.append((action.reason, action.message))
             if self.rng.random() < self.lose_actions:
                 continue
             self._apply(action)
@@ -109,9 +104,22 @@ class World:
                 return
         raise AssertionError(f"not reached in {limit} ticks: {self.status}")
 
+    def emitted_text(self, reason: str) -> str:
+        return "\n".join(text for kind, text in self.emitted if kind == reason)
+
     def run_to_step(self, step: int) -> None:
         self.run(lambda w: w.status.step >= step or w.status.terminal)
         assert not self.status.terminal, self.status.message
+
+    def live(self, rng: random.Random, fault: Callable[[World, random.Random], None]) -> None:
+        """A few faults, each some ticks after the job runs again; the operator misses one tick in five."""
+        for _ in range(rng.randrange(1, 8)):
+            self.run(lambda w: w.status.stage == "running" or w.status.terminal, limit=4000)
+            for _ in range(rng.randrange(0, 60)):
+                self.tick(operator=rng.random() < 0.8)
+            if self.status.terminal:
+                break
+            fault(self, rng)
 
     def finish(self) -> None:
         self.run(lambda w: w.status.terminal, limit=6000)
@@ -136,7 +144,7 @@ class World:
         self.pod(index).dark = self.now
 
     def pod(self, index: int) -> Pod:
-        return max((p for p in self.pods.values() if p.index == index), key=lambda p: p.incarnation)
+        return max((p for p in self.pods.values() if p.index == index), key=lambda p: p.joined)
 
     # --- behaviour of the parts
 
@@ -147,7 +155,7 @@ class World:
 
     def _kubelets(self) -> None:
         for pod in list(self.pods.values()):
-            if pod.kube == "Pending" and self.now - pod.born > 1.0 and pod.dark is None:
+            if pod.kube == "Pending" and self.now - pod.born > 1.0 and pod.dark is None and pod.node >= 0:
                 pod.kube = "Running"
             if pod.deleting is not None and self.now > pod.deleting and pod.dark is None:
                 del self.pods[pod.name]
@@ -160,23 +168,35 @@ class World:
     def _prepare(self, pod: Pod) -> None:
         for rank in pod.ranks:
             rank.sealed = {c for c in rank.sealed if is_valid(c, pod.history)}
+            rank.parity = {p for p in rank.parity if is_valid(p.copy, pod.history)}
         source = pod.source
         if source is not None:
             copy = Copy(source.step, source.attempt)
-            if source.level == "memory":
-                good = all(copy in r.sealed for r in pod.ranks)
-            else:
-                good = source.level not in self.store_error and self.stores[source.level].get(copy, False)
-            if not good:
-                pod.phase, pod.error, pod.error_source = "failed", "checksum mismatch", source
-                return
-            for rank in pod.ranks:
+            for local, rank in enumerate(pod.ranks):
+                level = pod.levels.get(pod.index * len(pod.ranks) + local, "memory" if pod.levels else source.level)
+                if not self._can_load(pod, local, copy, level):
+                    pod.phase, pod.error, pod.error_source = "failed", "checksum mismatch", replace(source, level=level)
+                    return
                 rank.sealed.add(copy)
+                rank.kept = copy if source.level == "peers" else rank.kept
         pod.committed = Copy(source.step, source.attempt) if source else None
         for rank in pod.ranks:
             rank.state, rank.exit_code, rank.signal = "waiting", None, None
             rank.step = source.step if source else -1
         pod.phase = "prepared"
+
+    def _can_load(self, pod: Pod, local: int, copy: Copy, level: str) -> bool:
+        if copy in pod.ranks[local].sealed:
+            return True
+        if level == "peers":
+            return self.holdings().rebuildable(pod.index * len(pod.ranks) + local, copy)
+        return level in self.stores and level not in self.store_error and self.stores[level].get(copy, False)
+
+    def holdings(self) -> Holdings:
+        """What is in the RAM of pods that are up."""
+        pods = [p for p in self.pods.values() if p.up and p.index >= 0]
+        ranks = {p.index * len(p.ranks) + i: r for p in sorted(pods, key=lambda p: p.joined) for i, r in enumerate(p.ranks)}
+        return Holdings({n: tuple(r.sealed) for n, r in ranks.items()}, {n: tuple(r.parity) for n, r in ranks.items()})
 
     def _train(self) -> None:
         """One collective step, if every member of the newest attempt is there; ranks seal one by one."""
@@ -203,7 +223,7 @@ class World:
 
     @staticmethod
     def _seal(rank: Rank, copy: Copy, committed: Copy | None) -> None:
-        old = sorted(c for c in rank.sealed if committed is None or c.step < committed.step)
+        old = sorted(c for c in rank.sealed - {rank.kept} if committed is None or c.step < committed.step)
         if len(rank.sealed) >= SLOTS:
             if not old or committed is None:
                 return  # skipped
@@ -218,8 +238,19 @@ class World:
         newest = max(mine)
         for pod in group:
             pod.committed = newest
+        if self.job.peers.parity and self.rng.random() < self.keeps_up:
+            self._protect(group, newest)
         if newest.step % STORE_EVERY == 0:
             self._persist(newest, attempt, group[0].history)
+
+    def _protect(self, group: list[Pod], copy: Copy) -> None:
+        members = [Member(p.index, p.name, "h", 1, p.index * len(p.ranks), len(p.ranks), f"n{p.node}") for p in group]
+        codewords = rank_groups(groups_of(members, self.job.peers), members)
+        for pod in group:
+            for local, rank in enumerate(pod.ranks):
+                codeword = codewords.get(pod.index * len(pod.ranks) + local)
+                rank.parity = {Parity(copy, *codeword)} if codeword else set()
+                rank.kept = copy
 
     def _persist(self, copy: Copy, attempt: int, history) -> None:
         for name, held in self.stores.items():
@@ -232,9 +263,13 @@ class World:
 
     def _apply(self, action) -> None:
         if isinstance(action, CreatePod):
-            name = self.job.pod_name(action.index, action.incarnation)
+            name, node = self.job.pod_name(action.index, action.incarnation), self._node(action.index)
             ranks = [Rank() for _ in range(self.job.processes)]
-            self.pods.setdefault(name, Pod(name, action.index, action.incarnation, action.index, self.now, ranks=ranks))
+            made = Pod(name, action.index, action.incarnation, node, self.now, ranks=ranks, joined=self.now)
+            self.pods.setdefault(name, made)
+        elif isinstance(action, CreateSpare):
+            name, node = self.job.spare_name(action.number), 100 + action.number
+            self.pods.setdefault(name, Pod(name, -1, 1, node, self.now, spare=action.number))
         elif isinstance(action, DeletePod) and action.name in self.pods:
             pod = self.pods[action.name]
             pod.deleting = pod.deleting or self.now + 1.0
@@ -244,6 +279,16 @@ class World:
             self.inventory = (self.status.attempt, self._inventory())
         elif isinstance(action, Send):
             self._command(self.pods.get(action.pod), action.command)
+
+    def _node(self, own: int) -> int:
+        """Where the scheduler puts a pod; -1: nowhere."""
+        avoided = {a.node for a in self.status.avoided}
+        return next((n for n in (own, *self.room) if f"n{n}" not in avoided), -1)
+
+    def _adopt(self, pod: Pod, members: tuple[Member, ...]) -> None:
+        """A spare learns its index from the first order that names it."""
+        pod.index = next(m.index for m in members if m.pod == pod.name)
+        pod.ranks, pod.joined = [Rank() for _ in range(self.job.processes)], self.now
 
     def _inventory(self) -> Inventory:
         found = []
@@ -258,11 +303,7 @@ class World:
             return
         self._note_order(pod, command)
         if command.kind == "prepare" and command.attempt > pod.attempt:
-            assert all(m.pod for m in command.members)
-            for rank in pod.ranks:
-                self._end(rank, 9)
-            pod.attempt, pod.phase, pod.source, pod.history = command.attempt, "preparing", command.source, command.history
-            pod.members, pod.error, pod.error_source = tuple(m.pod for m in command.members), "", None
+            self._begin(pod, command)
         elif command.kind == "launch" and pod.phase == "prepared":
             pod.phase = "running"
             for rank in pod.ranks:
@@ -274,6 +315,16 @@ class World:
             self._persist(pod.committed, pod.attempt, pod.history)
         elif command.kind == "finish":
             pod.phase, pod.kube = "finished", "Succeeded"
+
+    def _begin(self, pod: Pod, command: Command) -> None:
+        assert all(m.pod for m in command.members)
+        if pod.index < 0:
+            self._adopt(pod, command.members)
+        for rank in pod.ranks:
+            self._end(rank, 9)
+        pod.attempt, pod.phase, pod.source, pod.history = command.attempt, "preparing", command.source, command.history
+        pod.levels = command.levels
+        pod.members, pod.error, pod.error_source = tuple(m.pod for m in command.members), "", None
 
     def _note_order(self, pod: Pod, command: Command) -> None:
         self.orders.append(command)
@@ -290,14 +341,24 @@ class World:
     def _view(self, pod: Pod) -> PodView:
         heard = pod.kube == "Running"
         age = None if not heard else (0.1 if pod.dark is None else self.now - pod.dark)
+        node = f"n{pod.node}" if pod.node >= 0 else ""
+        dark = self.now - pod.dark if pod.dark is not None else 0.0
         return PodView(
-            pod.name, pod.index, pod.incarnation, phase=pod.kube, deleting=pod.deleting is not None, node=f"n{pod.node}",
-            ip="10.0.0.1", port=7470, agent=self._agent(pod) if heard else None, agent_age=age,
-            dial_failures=0 if pod.dark is None else 2,
+            pod.name, -1 if pod.spare else pod.index, pod.incarnation, phase=pod.kube, deleting=pod.deleting is not None,
+            node=node, domain=node, ip="10.0.0.1", port=7470, agent=self._agent(pod) if heard else None, agent_age=age,
+            dial_failures=2 if dark > 3.0 else 0, unanswered=int(dark / 0.75), spare=pod.spare, age=self.now - pod.born,
+            waiting="" if node else "Unschedulable: 0/3 nodes are available",
         )  # fmt: skip
+
+    def _silent(self, pod: Pod) -> dict[int, float]:
+        """Members that a pod hears nothing of; a pod without power says nothing itself."""
+        dark = [p for p in self.pods.values() if p.name in pod.members and p.dark is not None and pod.up]
+        return {p.index: self.now - p.dark for p in dark if self.now - p.dark > 1.0}
 
     def _agent(self, pod: Pod) -> AgentState:
         first = pod.index * self.job.processes
+        if pod.index < 0:  # a spare: whatever it says of ranks, they are others'
+            return AgentState(self.job.uid, pod.name, pod.index, 0, launcher=True, sealed={0: ()}, parity={0: ()})
         ranks = tuple(
             RankState(first + i, r.state, exit_code=r.exit_code, signal=r.signal, step=r.step) for i, r in enumerate(pod.ranks)
         )
@@ -311,6 +372,8 @@ class World:
         return AgentState(
             self.job.uid, pod.name, pod.index, pod.attempt, "exited" if ended else pod.phase, launcher=True,
             error=pod.error, error_source=pod.error_source, ranks=ranks, sealed=sealed, committed=pod.committed, stores=stores,
+            parity={first + i: tuple(r.parity) for i, r in enumerate(pod.ranks)},
+            protected=pod.ranks[0].kept if pod.ranks else None, silent=self._silent(pod),
             every=pod.every, step_seconds=self.step_seconds, cost_seconds=self.cost_seconds, capture=self.capture,
         )  # fmt: skip
 
@@ -332,10 +395,5 @@ class World:
     def forget_memory(self, index: int) -> None:
         for rank in self.pod(index).ranks:
             rank.sealed.clear()
-
-
-def job(
-    replicas: int = 3, processes: int = 1, stores: tuple[str, ...] = ("pvc", "s3"), every: Rule | None = None, **policy
-) -> Job:
-    made = Job("default", "gpt", "0123456789", replicas, processes, stores, every=every or Steps())
-    return replace(made, policy=replace(made.policy, **policy))
+            rank.parity.clear()
+            rank.kept = None

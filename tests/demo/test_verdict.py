@@ -13,6 +13,7 @@ from holdfast_demo.errors import WaitTimeout
 from holdfast_demo.measure import NONE, Before, Outcome, judge
 from holdfast_demo.report import Result, Skipped, table
 from holdfast_demo.scenario import FAULTS
+from holdfast_demo.stages import protected_as_far_as_nodes_go
 from holdfast_demo.steplog import Sample, seconds
 from holdfast_demo.waiting import wait_for
 
@@ -115,3 +116,21 @@ def test_the_picture_is_drawn_even_for_faults_at_the_same_time(tmp_path: Path) -
     outcomes = [replace(GOOD, at=1010.0, resumed_at=1015.0), replace(GOOD, at=1010.5, resumed_at=1016.0, level="scratch")]
     timeline.draw(tmp_path / "demo.png", samples, outcomes, "test")
     assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "ready"),
+    [
+        ("True", "PeersHoldParity", True),
+        ("False", "SharedNode", True),  # two nodes were left for three pods
+        ("False", "Replicating", False),
+        ("False", "ReplicationFails", False),
+    ],
+)
+def test_the_next_fault_comes_when_peers_hold_parity_even_if_two_pods_share_a_node(status: str, reason: str, ready: bool):
+    conditions = [{"type": "Training", "status": "True"}, {"type": "Protected", "status": status, "reason": reason}]
+    assert protected_as_far_as_nodes_go({"conditions": conditions}) is ready
+
+
+def test_a_job_that_says_nothing_of_protection_is_not_ready_for_a_fault():
+    assert not protected_as_far_as_nodes_go({})

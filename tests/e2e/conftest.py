@@ -13,6 +13,7 @@ from holdfast_demo.clusters import Cluster
 from holdfast_demo.faults import Scene
 from holdfast_demo.jobs import Job
 
+from .plain import run_plain
 from .site import BUILD, Say, Shared, Site, make_site, plan_site
 
 LIMIT = 900  # seconds for one test with its set-up; each wait in it has a bound of its own
@@ -58,6 +59,12 @@ def site(cluster: Cluster) -> Iterator[Site]:
         cluster.storage("free")
         setting.drop_namespace(cluster, namespace, 120)
         setting.uninstall(cluster, release)
+
+
+@pytest.fixture(scope="session")
+def plain(site: Site) -> dict[int, set[str]]:
+    """Hashes of the weights at each step of a run without faults."""
+    return run_plain(site)
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,24 @@ def sealed(pid: int, rank: int) -> set[int]:
         return {slot.step for slot in _sealed(whole, header)}
 
 
-def at_rest(pids: list[int]) -> bool:
-    """Whether all ranks have the same newest step, and none is in the middle of a snapshot; `pids` by rank, all stopped."""
+def at_rest(pids: list[int]) -> int | None:
+    """The newest step, if all ranks have the same and none is in the middle of a snapshot; `pids` by rank, all stopped."""
     newest = set()
     for rank, pid in enumerate(pids):
         with _arena(pid, rank) as (whole, header):
             if any(arena.read_slot(whole, i).state is SlotState.WRITING for i in range(header.slots)):
-                return False
-            newest.add(max((s.step for s in _sealed(whole, header)), default=-1))
-    return len(newest) == 1
+                return None
+            newest.add(max((s.step for s in _sealed(whole, header)), default=None))
+    return newest.pop() if len(newest) == 1 else None
+
+
+def committed(pids: list[int]) -> set[int]:
+    """Steps that the sidecars told their ranks to be safe; `pids` by rank."""
+    steps = set()
+    for rank, pid in enumerate(pids):
+        with _arena(pid, rank) as (whole, _):
+            steps.add(arena.committed(whole))
+    return steps
 
 
 def flip(pid: int, rank: int, step: int) -> None:

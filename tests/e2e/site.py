@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from holdfast_demo import measure, processes, setting
@@ -14,32 +13,28 @@ from holdfast_demo.clusters import Cluster
 from holdfast_demo.commands import ROOT
 from holdfast_demo.errors import DemoError
 from holdfast_demo.faults import Scene
-from holdfast_demo.jobs import Job, Spec
+from holdfast_demo.jobs import Spec
 from holdfast_demo.kube import Object
 from holdfast_demo.measure import Before, Outcome
-from holdfast_demo.setting import Release, Workspace
+from holdfast_demo.setting import Release
+from holdfast_demo.site import JobSite
+
+from . import traces
+from .traces import Traces
 
 BUILD = ROOT / "build" / "e2e"
 SCRIPTS = "scripts"
 _WEIGHTS = re.compile(r"\bstep (\d+) weights ([0-9a-f]{16})\b")
 
 
-@dataclass
-class Site:
+class Site(JobSite):
     """The set-up shared by all tests of a session."""
 
-    cluster: Cluster
-    release: Release
-    workspace: Workspace
-    torch: str
-    jobs: list[Job] = field(default_factory=list)
-
-    @property
-    def namespace(self) -> str:
-        return self.workspace.namespace
-
     def spec(self, name: str, *arguments: str, **changes: object) -> Spec:
-        """A job that runs script.py; keyword arguments replace fields of the Spec."""
+        """A job that runs script.py; keyword arguments replace fields of the Spec.
+
+        Without peers' RAM, so that faults reach the level that a test is about: `test_6_nodes` is about peers.
+        """
         plain: dict[str, object] = {
             "name": name,
             "namespace": self.namespace,
@@ -49,28 +44,22 @@ class Site:
             "torch_site": self.torch,
             "files": SCRIPTS,
             "restarts": {"limit": 500},
+            "peers": {"parity": 0},
         }
         return Spec(**{**plain, **changes})  # type: ignore[arg-type]
-
-    def start(self, spec: Spec) -> Scene:
-        """Apply a job and follow its log."""
-        job = Job(self.cluster.kube, self.namespace, spec.name)
-        job.apply(spec)
-        _ = job.log
-        self.jobs.append(job)
-        return Scene(self.cluster, self.release, job)
-
-    def end(self, scene: Scene) -> None:
-        """Delete a job."""
-        scene.job.close()
-        scene.job.delete()
-        if scene.job in self.jobs:
-            self.jobs.remove(scene.job)
 
     def events(self, scene: Scene) -> dict[str, str]:
         """{reason: newest message} of the events on a job."""
         found = sorted(scene.job.events(), key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
         return {str(e["reason"]): str(e["message"]) for e in found}
+
+    def trace(self, job: str) -> Traces:
+        """Collects the trace of a job that is about to start."""
+        return Traces(_state(), self.namespace, job)
+
+    def note_damage(self, scene: Scene, steps: Iterable[int]) -> None:
+        """Snapshots of these steps were spoilt by the test: the trace of the job is to know it."""
+        traces.note_damage(_state(), scene.job.name, scene.job.attempt, steps)
 
     def pvc_folder(self, scene: Scene) -> Path:
         """Where the shared disk has the job's folder, on this machine."""
@@ -80,6 +69,11 @@ class Site:
         """Where the S3 server has the job's objects, on this machine."""
         bucket, _, prefix = self.workspace.url.removeprefix("s3://").partition("/")
         return _state() / "s3" / "data" / bucket / prefix / self.namespace / scene.job.name
+
+
+def note_dark(scene: Scene, pods: Iterable[str]) -> None:
+    """These pods have lost power: the trace of the job is to know it."""
+    traces.note_dark(_state(), scene.job.name, scene.job.attempt, pods)
 
 
 def _state() -> Path:
@@ -99,7 +93,8 @@ def make_site(cluster: Cluster, namespace: str, release: Release) -> Site:
     for name in ("operator", "sidecar"):
         setting.build_image(cluster, name)
     workspace = setting.make_workspace(cluster, namespace, "e2e")
-    setting.install(cluster, setting.IMAGES, release)
+    trace = ("operator.extraEnv[0].name=HOLDFAST_TRACE", "operator.extraEnv[0].value=on")
+    setting.install(cluster, setting.IMAGES, release, extra=trace)
     script = (Path(__file__).parent / "script.py").read_text()
     meta = {"name": SCRIPTS, "namespace": namespace}
     cluster.kube.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"script.py": script}})

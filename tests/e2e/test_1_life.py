@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import pytest
 from holdfast_demo import faults, measure, setting
 from holdfast_demo.waiting import wait_for
 
+from .plain import STEPS
 from .site import Say, Shared, Site, recovery, restarts, weights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-
-STEPS = 400  # of the run without faults; the shared job's first faults must fall into these
-
-
-@pytest.fixture(scope="module")
-def plain(site: Site) -> dict[int, set[str]]:
-    """Hashes of the weights at each step of a run without faults."""
-    scene = site.start(site.spec("plain", "--steps", str(STEPS), "--pace", "0.01"))
-    scene.job.wait_phase("Running", "Succeeded", limit=180)
-    status = scene.job.wait_phase("Succeeded", "Failed", limit=180)
-    assert status["phase"] == "Succeeded", scene.job.brief()
-    wait_for(lambda: scene.job.log.weights, 20, "the hash of the final weights")
-    found = weights(scene)
-    _tells_its_story(site, status)
-    site.end(scene)
-    return found
-
-
-def _tells_its_story(site: Site, status: dict) -> None:
-    """`kubectl get`, `describe` and events alone say what happened."""
-    table = site.cluster.kubectl("get", "tj", "plain", "-n", site.namespace)
-    head, row = (re.split(r" {2,}", line.strip()) for line in table.strip().splitlines())
-    assert [h.lower() for h in head] == ["name", "state", "ready", "step", "saved", "restarts", "goodput", "age"]
-    seen = dict(zip([h.lower() for h in head], row, strict=True))
-    assert seen["state"] == "Succeeded"
-    assert seen["step"] == str(STEPS - 1)
-    assert seen["saved"].endswith(f"@{STEPS - 1}")
-    assert seen["restarts"] == "0"
-    text = site.cluster.kubectl("describe", "tj", "plain", "-n", site.namespace)
-    assert "Completed" in text
-    assert f"finished at step {STEPS - 1} after 0 recoveries" in text
-    for level in ("pvc", "s3"):
-        assert status["checkpoints"][level]["step"] == STEPS - 1, "the last step was not saved before the end"
 
 
 def test_runs_to_the_end_and_says_so(plain: dict[int, set[str]], say: Say) -> None:

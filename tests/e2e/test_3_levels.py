@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from holdfast_demo import faults, measure, processes
+from holdfast_demo.errors import WaitTimeout
 from holdfast_demo.faults import Scene
 from holdfast_demo.waiting import wait_for
 
@@ -23,19 +24,21 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 @contextmanager
 def _frozen(scene: Scene) -> Iterator[list[int]]:
-    """All trainers stopped by SIGSTOP, with the same newest step and no copy under way: nothing newer can appear."""
+    """All trainers stopped by SIGSTOP, with the same newest step, known to the sidecars, and no copy under way."""
     pids = trainer_pids(scene)
 
     def stopped() -> bool:
         _signal(pids, signal.SIGSTOP)
         wait_for(lambda: all(_is_stopped(pid) for pid in pids), 10, "all threads stopped", every=0.005)
-        if memory.at_rest(pids):
-            return True
+        step = memory.at_rest(pids)
+        with suppress(WaitTimeout):  # a rank that stopped between its seal and the word of it never gets to say it
+            if step is not None and wait_for(lambda: memory.committed(pids) == {step}, 2, f"step {step} to be committed"):
+                return True
         _signal(pids, signal.SIGCONT)
         return False
 
     try:
-        wait_for(stopped, 60, "a moment in which all ranks have sealed the same step")
+        wait_for(stopped, 60, "a moment in which all ranks have sealed the same step, and said so")
         yield pids
     finally:
         _signal(pids, signal.SIGCONT)

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 import urllib.error
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -106,16 +107,24 @@ def test_pods_hold_no_api_token_and_sidecars_no_privileges(training: Scene) -> N
         assert not [m for m in trainer["volumeMounts"] if "tls" in m["name"] or "store" in m["name"]]
 
 
-def test_every_panel_of_the_dashboard_has_data_after_a_recovery(training: Scene, site: Site, say: Say) -> None:
+@pytest.fixture
+def protected(site: Site) -> Iterator[Scene]:
+    """A job of its own with peers' RAM, which panels show too; the long job does without."""
+    scene = site.start(site.spec("panels", peers={"groupSize": 3, "parity": 1}))
+    yield scene
+    site.end(scene)
+
+
+def test_every_panel_of_the_dashboard_has_data_after_a_recovery(protected: Scene, site: Site, say: Say) -> None:
     url = site.cluster.prometheus()
-    training.job.wait_steps(20, 60, time.time())
-    before = measure.look(training.job)
-    outcome = recovery(training, say, "SIGKILL, watched by Prometheus", before, faults.kill_rank(training, 1), 60)
+    protected.job.wait_steps(20, 180, time.time())
+    before = measure.look(protected.job)
+    outcome = recovery(protected, say, "SIGKILL, watched by Prometheus", before, faults.kill_rank(protected, 1), 60)
     assert outcome.level == "memory"
 
     def empty() -> list[str]:
         try:
-            return check_panels(url, site.namespace, training.job.name)
+            return check_panels(url, site.namespace, protected.job.name)
         except urllib.error.URLError as error:
             return [f"Prometheus: {error}"]
 

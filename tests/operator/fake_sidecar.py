@@ -21,6 +21,8 @@ class FakeSidecar:
         self.asked = self.streams = 0
         self.answer = 200
         self._changed = asyncio.Condition()
+        self._free = asyncio.Event()
+        self._free.set()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.verify_mode = ssl.CERT_REQUIRED
         self._context.load_verify_locations(cadata=files["ca.crt"])
@@ -46,6 +48,14 @@ class FakeSidecar:
             await self._runner.cleanup()
             self._runner = None
 
+    def hold(self) -> None:
+        """Say nothing more, with connections open."""
+        self._free.clear()
+
+    def go_on(self) -> None:
+        """Say what there is to say again."""
+        self._free.set()
+
     async def say(self, state: AgentState) -> None:
         async with self._changed:
             self.state = state
@@ -56,10 +66,11 @@ class FakeSidecar:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         while True:
+            await self._free.wait()
             await response.write(wire.dumps(self.state) + b"\n")
             async with self._changed:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), 1.0)
+                    await asyncio.wait_for(self._changed.wait(), 0.5)
                 except TimeoutError:
                     continue
 

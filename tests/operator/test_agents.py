@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from fake_sidecar import FakeSidecar
+from holdfast_core import config
 from holdfast_core.messages import AgentState, Command, Inventory, RankState, StoreInventory
 from holdfast_operator import certificates
-from holdfast_operator.agents import Links
-from operator_waiting import until
+from holdfast_operator.agents import Links, essence
+from holdfast_operator.knock import knock
+from operator_waiting import play, unanswering, until
 
 FILES = certificates.issue("uid", datetime.datetime.now(datetime.UTC))
 STATE = AgentState("uid", "pod-0", 0, 1, phase="running", launcher=True)
@@ -34,20 +37,16 @@ class Bench:
     def heard(self):
         return self.links.heard("pod-0")
 
+    async def close(self) -> None:
+        await self.links.close()
+        await self.sidecar.stop()
+
     def connect(self) -> None:
         self.links.update({"pod-0": HOST})
 
 
 def run(folder: Path, story: Callable[[Bench], Awaitable[None]]) -> None:
-    async def go() -> None:
-        bench = Bench(folder)
-        try:
-            await asyncio.wait_for(story(bench), 90)
-        finally:
-            await bench.links.close()
-            await bench.sidecar.stop()
-
-    asyncio.run(go())
+    play(lambda: Bench(folder), story)
 
 
 def test_states_are_heard_and_only_news_are_urgent(tmp_path):
@@ -91,23 +90,87 @@ def test_a_refusal_shows_that_the_network_is_alive_and_it_is_dialled_until_it_is
 
 def test_an_address_that_does_not_answer_is_no_refusal(tmp_path):
     async def story(bench: Bench) -> None:
-        # A listener that accepts nothing: its backlog is full, so a dial gets no answer at all.
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((HOST, 7470))
-            listener.listen(0)
-            fillers = [socket.socket() for _ in range(4)]
-            for filler in fillers:
-                filler.setblocking(False)
-                filler.connect_ex((HOST, 7470))
+        with unanswering(HOST, config.API_PORT):
             bench.connect()
             await until(lambda: bench.heard.failures >= 1)
             assert not bench.heard.refused
             assert bench.heard.error
-            for filler in fillers:
-                filler.close()
 
     run(tmp_path, story)
+
+
+def test_a_node_that_does_not_answer_is_noticed_within_seconds(tmp_path):
+    """The stream stays open and brings nothing, as with a node without power: no FIN, no RST."""
+
+    async def story(bench: Bench) -> None:
+        await bench.sidecar.start()
+        with unanswering(HOST, config.PEER_PORT):
+            bench.connect()
+            await until(lambda: bench.heard.agent is not None)
+            assert (bench.heard.answers, bench.heard.unanswered) == (False, 0)
+            bench.sidecar.hold()
+            woken = len(bench.woken)
+            await until(lambda: bench.heard.unanswered >= 2)
+            assert bench.heard.age < 2.6, "silence of 0.8 s, then two knocks of 0.7 s"
+            assert not bench.heard.answers
+            assert bench.woken[woken:].count(True) >= 2, "each result calls for a look"
+            bench.sidecar.go_on()
+            await until(lambda: bench.heard.unanswered == 0)
+            assert bench.heard.age < 1.0
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["accepted", "refused"])
+def test_a_node_whose_kernel_answers_is_told_from_a_dead_one(tmp_path, listens: bool):
+    """Nobody accepts: the process may have no CPU. The kernel completes the connect, or refuses it, all the same."""
+
+    async def story(bench: Bench) -> None:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, config.PEER_PORT if listens else 0))
+            listener.listen(64)
+            await bench.sidecar.start()
+            bench.connect()
+            await until(lambda: bench.heard.agent is not None)
+            bench.sidecar.hold()
+            await until(lambda: bench.heard.answers)
+            assert bench.heard.unanswered == 0
+            await until(lambda: bench.heard.age > 2.5)
+            assert (bench.heard.answers, bench.heard.unanswered) == (True, 0)
+
+    run(tmp_path, story)
+
+
+def test_a_stream_that_breaks_calls_for_a_look_at_once(tmp_path):
+    async def story(bench: Bench) -> None:
+        await bench.sidecar.start()
+        bench.connect()
+        await until(lambda: bench.heard.agent is not None)
+        woken = len(bench.woken)
+        await bench.sidecar.stop()
+        await until(lambda: True in bench.woken[woken:], 5)
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("state", [{"silent": {2: 1.4}}, {"unprotected": (2,)}], ids=["a silent peer", "a pod left out"])
+def test_what_peers_say_of_each_other_is_urgent(state):
+    assert essence(dataclasses.replace(STATE, **state)) != essence(STATE)
+    assert essence(dataclasses.replace(STATE, silent={2: 1.4})) == essence(dataclasses.replace(STATE, silent={2: 2.4}))
+
+
+def test_a_knock_that_fails_here_says_nothing_of_the_pod():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def go() -> bool | None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no descriptors are left
+        try:
+            return await knock(HOST, config.PEER_PORT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert asyncio.run(go()) is None
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,12 @@ def with_every(every: Any) -> Job:
     return body
 
 
+def with_peers(**peers: Any) -> Job:
+    body = minimal()
+    body["spec"]["checkpoint"] = {"peers": peers}
+    return body
+
+
 def pod_spec(body: Job) -> dict[str, Any]:
     made: dict[str, Any] = body["spec"]["workers"]["template"]["spec"]
     return made
@@ -120,6 +126,16 @@ INVALID = [
     (with_every({"auto": {"minSteps": 8, "maxSteps": 4}}), "spec.checkpoint.every.auto.maxSteps", "not be below minSteps"),
     (with_every({"auto": {"maxSeconds": 0}}), "spec.checkpoint.every.auto.maxSeconds", "greater than"),
     (with_every({"auto": "yes"}), "spec.checkpoint.every.auto", "must be of type object"),
+    (with_peers(groupSize=1), "spec.checkpoint.peers.groupSize", "greater than"),
+    (with_peers(groupSize=33), "spec.checkpoint.peers.groupSize", "less than"),
+    (with_peers(groupSize=2, parity=2), "spec.checkpoint.peers.parity", "below groupSize"),
+    (with_peers(parity=4), "spec.checkpoint.peers.parity", "below groupSize"),
+    (with_peers(parity=9, groupSize=16), "spec.checkpoint.peers.parity", "less than"),
+    (with_peers(bandwidth="fast"), "spec.checkpoint.peers.bandwidth", "quantity"),
+    (with_peers(bandwidth=0), "spec.checkpoint.peers.bandwidth", "quantity"),
+    (with_peers(encryption="rot13"), "spec.checkpoint.peers.encryption", "Unsupported value"),
+    (change(workers, "spares", -1), "spec.workers.spares", "greater than"),
+    (change(workers, "spares", 65), "spec.workers.spares", "less than"),
     (with_store(name="memory"), "spec.checkpoint.stores[0].name", "Holdfast's own"),
     (with_store(name="Upper_case"), "spec.checkpoint.stores[0].name", "a-z"),
     (with_store(url="s3://b/p"), "spec.checkpoint.stores[0].persistentVolumeClaim", "exactly one"),
@@ -148,6 +164,11 @@ INVALID = [
     (
         change(lambda b: b["spec"], "failurePolicy", {"restarts": {"window": "0s"}}),
         "spec.failurePolicy.restarts.window",
+        "duration",
+    ),
+    (
+        change(lambda b: b["spec"], "failurePolicy", {"nodes": {"window": "0s"}}),
+        "spec.failurePolicy.nodes.window",
         "duration",
     ),
     (change(lambda b: b["spec"], "runPolicy", {"hangDeadlineSeconds": 0}), "spec.runPolicy.hangDeadlineSeconds", "greater"),
@@ -196,6 +217,10 @@ def test_an_invalid_job_is_refused_by_the_fields_name(server: Server, body: Job,
         minimal(),
         with_store(),
         with_store(persistentVolumeClaim=None, url="s3://bucket", secretRef={"name": "s"}),
+        with_peers(groupSize=8, parity=2, topologyKey="topology.kubernetes.io/zone", bandwidth="2Gi", encryption="none"),
+        with_peers(parity=0, bandwidth=1000000),
+        change(workers, "spares", 2),
+        change(lambda b: b["spec"], "failurePolicy", {"forceDeletePods": True, "nodes": {"limit": 0, "window": "30m"}}),
         with_every({"steps": 8}),
         with_every({"seconds": 30}),
         with_every({"auto": {}}),
@@ -222,9 +247,15 @@ def test_defaults_columns_and_what_can_not_be_changed(plane: ControlPlane, serve
     made = server.create(minimal())
     assert made["spec"]["workers"]["replicas"] == 1
     assert made["spec"]["workers"]["processesPerPod"] == "auto"
-    assert made["spec"]["checkpoint"] == {"memory": {"size": "auto", "slots": 3}, "stores": []}
+    assert made["spec"]["workers"]["spares"] == 0
+    peers = {"groupSize": 4, "parity": 1, "topologyKey": "kubernetes.io/hostname", "encryption": "mtls"}
+    assert made["spec"]["checkpoint"] == {"memory": {"size": "auto", "slots": 3}, "peers": peers, "stores": []}
     assert made["spec"]["runPolicy"] == {"startupDeadlineSeconds": 600, "hangDeadlineSeconds": 300}
-    assert made["spec"]["failurePolicy"] == {"restarts": {"limit": 20, "window": "1h", "noProgressLimit": 3}}
+    assert made["spec"]["failurePolicy"] == {
+        "forceDeletePods": False,
+        "nodes": {"limit": 2, "window": "1h"},
+        "restarts": {"limit": 20, "window": "1h", "noProgressLimit": 3},
+    }
     for command in (
         ["patch", "tj", "job", "--type=merge", "-p", '{"spec":{"workers":{"replicas":2}}}'],
         ["scale", "tj", "job", "--replicas=2"],

@@ -100,6 +100,20 @@ def test_identity_and_node():
     assert (made.deleting, made.age, made.node_ready, made.node_lease_age) == (True, 100.0, False, 33.0)
 
 
+def test_a_spare_has_its_number_and_no_index_whatever_its_labels_say_it_took():
+    spare = pod()
+    spare["metadata"]["labels"] = {"holdfast.dev/spare": "7", "holdfast.dev/incarnation": "1"}
+    assert (view(spare).spare, view(spare).index, view(spare).incarnation) == (7, -1, 1)
+    spare["metadata"]["labels"]["holdfast.dev/index"] = "3"
+    assert (view(spare).spare, view(spare).index) == (7, -1)
+
+
+def test_knocks_and_domain_are_passed_on():
+    made = observe.pod_view(pod(), Heard(answers=True, unanswered=3), NodeHealth(), "", NOW, "zone-a")
+    assert made is not None
+    assert (made.answers, made.unanswered, made.domain) == (True, 3, "zone-a")
+
+
 def test_a_pod_without_our_labels_is_none_of_ours():
     stranger = pod()
     stranger["metadata"]["labels"] = {"holdfast.dev/index": "x", "holdfast.dev/incarnation": "1"}

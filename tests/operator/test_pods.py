@@ -11,6 +11,7 @@ import pytest
 from holdfast_core import wire
 from holdfast_core.config import SidecarConfig
 from holdfast_operator import objects, pods, sidecar, spec
+from holdfast_operator.pods import Where
 from holdfast_operator.settings import Settings
 from operator_samples import job, trainer
 
@@ -129,9 +130,9 @@ def test_the_sidecar_knows_its_ranks_and_stores():
 def test_memory_is_limited_only_where_the_user_gave_a_size():
     mib = 2**20
     sized = sidecar_of(build(job()))["resources"]
-    assert sized["limits"] == {"memory": str(256 * mib + 3 * 64 * mib)}
+    assert sized["limits"] == {"memory": str(256 * mib + 3 * 64 * mib + 2 * 64 * mib)}  # three slots, two parities of a pair
     assert sized["requests"]["memory"] == sized["limits"]["memory"]
-    automatic = job(checkpoint={"memory": {"size": "auto", "slots": 2}})
+    automatic = job(checkpoint={"memory": {"size": "auto", "slots": 2}, "peers": {"parity": 0}})
     assert sidecar_of(build(automatic, slot_bytes=0))["resources"] == {"requests": {"cpu": "50m", "memory": str(256 * mib)}}
     remembered = sidecar_of(build(automatic, slot_bytes=10 * mib))
     assert remembered["resources"]["requests"]["memory"] == str(256 * mib + 2 * 10 * mib)
@@ -163,18 +164,101 @@ def test_the_users_own_choices_win_or_are_merged():
     assert made["securityContext"] == {"fsGroup": 1000, "runAsUser": 1000}
     assert made["affinity"]["nodeAffinity"] == {"x": 1}
     terms = made["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert [t["weight"] for t in terms] == [1, 100]
+    assert [t["weight"] for t in terms] == [1, 10]
     assert [t["key"] for t in made["tolerations"]] == ["node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"]
     assert made["tolerations"][0]["tolerationSeconds"] == 5
 
 
-def test_suspect_nodes_are_avoided_but_not_forbidden():
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def node_affinity(body: dict[str, Any], where: Where) -> dict[str, Any]:
+    made: dict[str, Any] = pods.build(spec.parse(body), 0, 2, 0, SETTINGS, where)["spec"]["affinity"]["nodeAffinity"]
+    return made
+
+
+def fields(*nodes: str) -> list[dict[str, Any]]:
+    return [{"key": "metadata.name", "operator": "NotIn", "values": [n]} for n in nodes]  # the API allows one value each
+
+
+def test_suspect_nodes_are_rather_not_used_but_not_forbidden():
+    made = node_affinity(job(), Where(rather_not=("n1", "n2")))
+    assert list(made) == [PREFERRED]
+    assert [t["preference"] for t in made[PREFERRED]] == [{"matchFields": fields("n1", "n2")}], "on either is as bad as can be"
+
+
+def test_pods_on_suspect_nodes_weigh_more_than_those_that_live():
+    """Else a dead node with one pod on it is better than the only live one, which has two."""
+    lost = pods.identity(pods.build(spec.parse(job()), 1, 3, 0, SETTINGS))
+    assert set(lost) == {"holdfast.dev/job-uid", "holdfast.dev/index", "holdfast.dev/incarnation"}
+    made = pods.build(spec.parse(job()), 0, 2, 0, SETTINGS, Where(rather_not=("n1",), lost=(lost,)))["spec"]
+    terms = made["affinity"]["podAntiAffinity"][PREFERRED]
+    apart = [(t["weight"], t["podAffinityTerm"]["labelSelector"]["matchLabels"]) for t in terms]
+    assert made["topologySpreadConstraints"], "or the scheduler's own spreading speaks for the dead node"
+    assert "topologySpreadConstraints" not in build(job())["spec"]
+    assert apart == [(10, {"holdfast.dev/job-uid": lost["holdfast.dev/job-uid"]}), (100, lost)]
+
+
+def test_avoided_nodes_are_forbidden():
+    made = node_affinity(job(), Where(never=("n1", "n2"), rather_not=("n3",)))
+    assert made[REQUIRED] == {"nodeSelectorTerms": [{"matchFields": fields("n1", "n2")}]}
+    assert len(made[PREFERRED]) == 1
+
+
+def test_avoided_nodes_are_left_out_of_each_of_the_users_terms():
+    """One term must be met; an empty one never is, and must not become one that any other node meets."""
+    fast, small = ({"matchExpressions": [{"key": k, "operator": "Exists"}]} for k in ("fast", "small"))
+    body = job()
+    body["spec"]["workers"]["template"]["spec"]["affinity"] = {
+        "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [fast, {}, small]}}
+    }
+    made = node_affinity(body, Where(never=("n1",)))[REQUIRED]["nodeSelectorTerms"]
+    assert made == [fast | {"matchFields": fields("n1")}, {}, small | {"matchFields": fields("n1")}]
+
+
+def test_pods_are_spread_over_hosts_and_over_what_fails_together():
+    def keys(body: dict[str, Any]) -> list[str]:
+        terms = build(body)["spec"]["affinity"]["podAntiAffinity"]
+        assert list(terms) == [PREFERRED]  # a cluster that is too small is no reason not to train
+        return [t["podAffinityTerm"]["topologyKey"] for t in terms[PREFERRED]]
+
+    assert keys(job()) == ["kubernetes.io/hostname"]
+    zoned = job(checkpoint={"peers": {"topologyKey": "topology.kubernetes.io/zone"}})
+    assert keys(zoned) == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+
+
+def test_a_spare_is_a_worker_without_index():
     parsed = spec.parse(job())
-    made = pods.build(parsed, 0, 2, 0, SETTINGS, avoid=("n1", "n2"))["spec"]["affinity"]["nodeAffinity"]
-    assert list(made) == ["preferredDuringSchedulingIgnoredDuringExecution"]
-    terms = made["preferredDuringSchedulingIgnoredDuringExecution"]
-    assert [t["preference"]["matchFields"][0]["values"] for t in terms] == [["n1"], ["n2"]]
-    assert {t["preference"]["matchFields"][0]["operator"] for t in terms} == {"NotIn"}
+    worker, spare = pods.build(parsed, 1, 1, 0, SETTINGS), pods.build_spare(parsed, 7, 0, SETTINGS)
+    assert spare["metadata"]["name"] == "gpt-0a1b2-s7-1"
+    labels = spare["metadata"]["labels"]
+    assert (labels["holdfast.dev/spare"], labels["holdfast.dev/incarnation"]) == ("7", "1")
+    assert "holdfast.dev/index" not in labels
+    assert labels.items() >= objects.service(parsed)["spec"]["selector"].items()
+    told = wire.loads(SidecarConfig, env(sidecar_of(spare))["HOLDFAST_CONFIG"])
+    assert (told.index, told.first_rank, told.processes, told.world_size) == (-1, 0, 1, 2)
+    for part in ("containers", "affinity", "volumes", "tolerations"):
+        assert spare["spec"][part] == worker["spec"][part]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "peers", "parity"),
+    [
+        (1, {}, 0.0),  # nobody to protect
+        (4, {"parity": 0}, 0.0),
+        (2, {}, 1.0),  # a pair: copies
+        (4, {}, 1 / 3),
+        (5, {}, 1.0),  # groups of three and two
+        (8, {"groupSize": 8, "parity": 2}, 1 / 3),
+    ],
+)
+def test_the_sidecars_memory_has_room_for_parity_twice(replicas: int, peers: dict[str, Any], parity: float):
+    size = 48 * 2**20
+    body = job(checkpoint={"memory": {"size": size, "slots": 3}, "peers": peers})
+    body["spec"]["workers"]["replicas"] = replicas
+    memory = int(sidecar_of(build(body))["resources"]["limits"]["memory"])
+    assert memory == pytest.approx(256 * 2**20 + size * (3 + 2 * parity), abs=3 * 4096)
 
 
 def test_store_names_make_valid_variable_names():

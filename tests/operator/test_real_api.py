@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from control_plane import OPERATOR, OPERATOR_USER, ROOT, ControlPlane
+from holdfast_operator import pods, spec
+from holdfast_operator.pods import Where
+from holdfast_operator.settings import Settings
+from operator_samples import job as sample
 
 RULES = yaml.safe_load((ROOT / "operator/rbac-rules.yaml").read_text())
 RBAC = "rbac.authorization.k8s.io"
@@ -86,7 +90,7 @@ class Watched:
             "apiVersion": "holdfast.dev/v1alpha1",
             "kind": "TrainingJob",
             "metadata": {"name": "gpt", "namespace": namespace},
-            "spec": {"workers": {"replicas": 2, "template": {"spec": {"containers": [container]}}}},
+            "spec": {"workers": {"replicas": 2, "spares": 1, "template": {"spec": {"containers": [container]}}}},
         }
 
     def apply(self) -> None:
@@ -94,6 +98,12 @@ class Watched:
 
     def delete(self, *what: str) -> None:
         self._plane.kubectl("delete", *what, *self._at, "--force", "--grace-period=0")
+
+    def bind(self, name: str, node: str) -> None:
+        """As the scheduler does."""
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": node}}
+        path = f"/api/v1/namespaces/{self._at[1]}/pods/{name}/binding"
+        self._plane.kubectl("create", "--raw", path, "-f", "-", stdin=body)
 
     def status(self) -> dict[str, Any]:
         made: dict[str, Any] = self._plane.get("tj", "gpt", *self._at).get("status", {})
@@ -122,6 +132,38 @@ def test_the_listed_permissions_are_enough(operator: Operator, job: Watched):
     operator.stop()
     assert "forbidden" not in operator.log.read_text().lower()
     assert "Traceback" not in operator.log.read_text()
+
+
+def test_spares_come_once_all_workers_have_a_node(operator: Operator, job: Watched):
+    job.apply()
+    workers = operator.until(lambda: len(job.names("pods")) == 2 and job.names("pods"))
+    for name in workers:
+        job.bind(name, "n1")
+    spare = operator.until(lambda: len(job.names("pods")) == 3 and (set(job.names("pods")) - set(workers)).pop())
+    assert "-s1-" in spare
+    assert job.status()["spares"] == "0/1"
+    operator.stop()
+    assert "forbidden" not in operator.log.read_text().lower()
+
+
+def test_the_api_server_takes_what_keeps_a_pod_off_nodes(plane: ControlPlane, namespace: str):
+    """One match of fields for each node, all of them in each of the user's terms."""
+    body = sample()
+    body["metadata"]["namespace"] = namespace
+    body["spec"]["workers"]["template"]["spec"]["affinity"] = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]
+            }
+        }
+    }
+    where = Where(never=("n1", "n2"), rather_not=("n3", "n4"), lost=({"holdfast.dev/index": "1"},))
+    made = pods.build(spec.parse(body), 0, 1, 0, Settings("sidecar:1"), where)
+    made["metadata"].pop("ownerReferences")
+    plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=made)
+    spare = pods.build_spare(spec.parse(body), 1, 0, Settings("sidecar:1"), where)
+    spare["metadata"].pop("ownerReferences")
+    plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=spare)
 
 
 def test_an_api_server_that_is_away_is_waited_for(plane: ControlPlane, operator: Operator, job: Watched):

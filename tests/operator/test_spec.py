@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from holdfast_core.config import PeersConfig
 from holdfast_core.interval import Auto, Rule, Seconds, Steps
 from holdfast_operator import spec
 from holdfast_operator.spec import SpecError
@@ -48,6 +49,44 @@ def test_pods_are_not_outdated_by_another_interval():
     assert spec.parse(body).fingerprint == before
     body["spec"]["checkpoint"]["memory"]["slots"] = 4
     assert spec.parse(body).fingerprint != before
+
+
+def test_peers_are_on_unless_they_are_switched_off():
+    parsed = spec.parse(job())
+    assert parsed.job.peers == PeersConfig(group_size=4, parity=1, bandwidth=0, encrypted=True)
+    assert parsed.job.topology == "kubernetes.io/hostname"
+    body = job()
+    body["spec"]["checkpoint"]["peers"] = {
+        "groupSize": 8, "parity": 2, "topologyKey": "zone", "bandwidth": "2Gi", "encryption": "none",
+    }  # fmt: skip
+    parsed = spec.parse(body)
+    assert parsed.job.peers == PeersConfig(group_size=8, parity=2, bandwidth=2 * 2**30, encrypted=False)
+    assert parsed.job.topology == "zone"
+    body["spec"]["checkpoint"]["peers"] = {"parity": 0}
+    assert spec.parse(body).job.peers.parity == 0
+
+
+def test_spares_and_what_is_done_about_nodes():
+    parsed = spec.parse(job())
+    policy = parsed.job.policy
+    assert (parsed.job.spares, policy.force_delete, policy.node_limit, policy.node_window) == (0, False, 2, 3600.0)
+    body = job(failurePolicy={"forceDeletePods": True, "nodes": {"limit": 3, "window": "30m"}})
+    body["spec"]["workers"]["spares"] = 2
+    parsed = spec.parse(body)
+    policy = parsed.job.policy
+    assert (parsed.job.spares, policy.force_delete, policy.node_limit, policy.node_window) == (2, True, 3, 1800.0)
+
+
+def _all_parity(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["peers"] = {"groupSize": 2, "parity": 2}
+
+
+def _bad_bandwidth(body: dict[str, Any]) -> None:
+    body["spec"]["checkpoint"]["peers"] = {"bandwidth": "fast"}
+
+
+def _bad_node_window(body: dict[str, Any]) -> None:
+    body["spec"]["failurePolicy"]["nodes"] = {"window": "soon"}
 
 
 def _two_intervals(body: dict[str, Any]) -> None:
@@ -96,6 +135,9 @@ def _no_spec(body: dict[str, Any]) -> None:
         (_bad_window, "spec.failurePolicy.restarts.window"),
         (_escaping_path, "spec.checkpoint.stores[pvc].persistentVolumeClaim.subPath"),
         (_no_spec, "spec.workers"),
+        (_all_parity, "spec.checkpoint.peers.parity"),
+        (_bad_bandwidth, "spec.checkpoint.peers.bandwidth"),
+        (_bad_node_window, "spec.failurePolicy.nodes.window"),
         (_two_intervals, "spec.checkpoint.every"),
         (_crossed_limits, "spec.checkpoint.every.auto.maxSteps"),
     ],

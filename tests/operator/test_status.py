@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from holdfast_core.interval import Interval
-from holdfast_core.planner import Condition, LevelStatus, Recovery, Restarts, Status
+from holdfast_core.planner import Avoided, Condition, LevelStatus, Protection, Recovery, Restarts, Spare, Status
 from holdfast_core.wire import WireError
 from holdfast_operator import spec, status
 from holdfast_operator.status import Problem, Record
@@ -32,7 +32,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if origin is tuple:
         return st.lists(values(args[0]), max_size=3).map(tuple)
     if origin is not None and issubclass(origin, Mapping):
-        return st.dictionaries(LEVELS, values(args[1]), max_size=3)
+        return st.dictionaries(LEVELS if args[0] is str else values(args[0]), values(args[1]), max_size=3)
     simple: dict[Any, st.SearchStrategy[Any]] = {
         int: st.integers(-(2**53), 2**53),
         float: st.floats(0, 4e9),
@@ -46,7 +46,7 @@ def through_the_api_server(document: Any) -> Any:
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values(Record))
 def test_an_operator_that_starts_anew_remembers_everything(record: Record):
     document = status.document(record, spec.parse(job()), None, {}, 1.8e9)
@@ -120,8 +120,30 @@ def test_how_snapshots_are_taken_is_told():
     assert made["snapshots"] == {"steps": 8, "reason": "every 8 steps, because", "capture": "lazy, 1 thread"}
 
 
+def test_what_protects_the_job_and_which_nodes_it_avoids():
+    plain = status.document(sample(), spec.parse(job()), None, {}, 1.0)
+    assert not {"protection", "avoidedNodes", "spares"} & plain.keys()
+    planner = dataclasses.replace(
+        sample().planner,
+        protection=Protection(1, 119, "any node may be lost: step 119 is in peers' RAM, 1 steps behind memory"),
+        avoided=(Avoided("n1", 2, "2 failures", 1_800_000_000.0, 1_800_003_600.0),),
+        spares=(Spare(1, seen=True), Spare(3)),
+        spares_ready=1,
+    )
+    body = job()
+    body["spec"]["workers"]["spares"] = 2
+    made = status.document(Record(planner), spec.parse(body), None, {}, 1.0)
+    assert made["protection"]["faults"] == 1
+    assert made["protection"]["step"] == 119
+    assert made["spares"] == "1/2"
+    assert made["avoidedNodes"] == [
+        {"node": "n1", "count": 2, "reason": "2 failures", "since": "2027-01-15T08:00:00Z", "until": "2027-01-15T09:00:00Z"}
+    ]
+
+
 def test_of_equally_fresh_levels_memory_is_named():
-    record = Record(Status(checkpoints={"zpvc": LevelStatus(5, 1.0), "memory": LevelStatus(5, 1.0)}))
+    levels = {"zpvc": LevelStatus(5, 1.0), "peers": LevelStatus(5, 1.0), "memory": LevelStatus(5, 1.0)}
+    record = Record(Status(checkpoints=levels))
     assert status.document(record, spec.parse(job()), None, {}, 1.0)["saved"] == "memory@5"
 
 
@@ -129,6 +151,10 @@ def test_only_progress_may_be_written_late():
     record = sample()
     later = dataclasses.replace(record.planner, step=130, reached=130, goodput=0.99, ready=1, checkpoints={})
     assert Record(later).steady() == record.steady()
+    protected = dataclasses.replace(record.planner, protection=Protection(1, 119, "any node may be lost: step 119"))
+    further = dataclasses.replace(protected, protection=Protection(1, 121, "any node may be lost: step 121"))
+    worse = dataclasses.replace(protected, protection=Protection(0, -1, "LeftOut: pod 1"))
+    assert Record(protected).steady() == Record(further).steady() != Record(worse).steady()
     for change in ({"attempt": 5}, {"stage": "gathering"}, {"message": "x"}, {"cause": None, "failed_at": 1.0}):
         assert Record(dataclasses.replace(record.planner, **change)).steady() != record.steady()
 

@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from holdfast_core.config import TLS_NAME, SidecarConfig, StoreConfig
 
-from .harness import UID, Job, Pod, Sidecar, eventually, free_port
+from .harness import UID, Sidecar, eventually, free_port
+from .jobs import Job, Pod
+from .peer_pods import PeerJob
 from .zygote import Zygote
 
 
@@ -96,12 +98,31 @@ def make_job(folder: Path, certificates: Path) -> Iterator[MakeJob]:
             config = SidecarConfig(
                 UID, "gpt", "default", f"gpt-{index}", index, index * processes, processes, pods * processes,
                 stores=stores, shared_dir=str(folder / f"p{index}"), tls_dir=str(certificates) if tls else "",
-                api_port=free_port(), metrics_port=free_port(), **more,
+                api_port=free_port(), metrics_port=free_port(), peer_port=free_port(), **more,
             )  # fmt: skip
             sidecars.append(Sidecar(config, environment).start(healthy=False))
         jobs.append(Job([Pod(sidecar) for sidecar in sidecars]))
         for sidecar in sidecars:
             eventually(lambda s=sidecar: s.health()[0] == 200, 15, "healthy")
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.close()
+
+
+MakePods = Callable[..., PeerJob]
+
+
+@pytest.fixture
+def make_pods(folder: Path, certificates: Path) -> Iterator[MakePods]:
+    """`make_pods(4, encrypted=False)`: pods with real arenas and peer servers, without the rest of a sidecar."""
+    jobs: list[PeerJob] = []
+
+    def make(pods: int, processes: int = 1, **more: object) -> PeerJob:
+        shared = folder / f"j{len(jobs)}"
+        shared.mkdir()
+        jobs.append(PeerJob(shared, certificates, pods, processes, **more))
         return jobs[-1]
 
     yield make

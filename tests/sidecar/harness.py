@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import mmap
 import os
-import random
 import signal
 import socket
 import ssl
@@ -20,15 +18,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from holdfast_core import arena, local, manifest, wire
+import pytest
+from holdfast_core import arena, local, wire
 from holdfast_core.config import CONFIG_ENV, SOCKET, TLS_NAME, SidecarConfig
-from holdfast_core.manifest import Entry, SlotManifest
-from holdfast_core.messages import AgentState, Command, Inventory, Member, Source
-from holdfast_core.timeline import Copy, Resume
+from holdfast_core.messages import AgentState, Command, Inventory, Member
 
+from .images import map_file, seal_content
 from .zygote import Forked
 
 UID = "0b5e6d2e-6f5c-4c4e-9a63-0f6c1f6f6c1f"
+
+
+@contextlib.contextmanager
+def tmpfs(mount: Path, size: str) -> Iterator[Path]:
+    """A small volume of its own; skips the test where none may be mounted."""
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount]
+    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
 
 
 def eventually(check: Callable[[], object], seconds: float = 10.0, what: str = "") -> object:
@@ -173,7 +184,7 @@ class Sidecar:
     @property
     def member(self) -> Member:
         c = self.config
-        return Member(c.index, c.pod, "127.0.0.1", c.api_port, c.first_rank, c.processes)
+        return Member(c.index, c.pod, "127.0.0.1", c.api_port, c.first_rank, c.processes, peer_port=c.peer_port)
 
 
 class Line:
@@ -310,7 +321,7 @@ class FakeTrainer:
         assert buf is not None
         header = arena.read_header(buf)
         slots = [arena.read_slot(buf, i) for i in range(header.slots)]
-        index = arena.choose_slot(slots, arena.committed(buf), time.monotonic_ns())
+        index = arena.choose_slot(slots, arena.committed(buf), time.monotonic_ns(), kept_steps=arena.kept(buf))
         if index is None:
             assert skip_ok, "no slot is free"
             self.line.send(local.Skipped(self.rank, self.attempt, step, "no_slot"))
@@ -322,159 +333,3 @@ class FakeTrainer:
 
     def close(self) -> None:
         self.line.close()
-
-
-def map_file(path: Path) -> memoryview:
-    with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0))
-
-
-def content(rank: int, step: int, size: int) -> bytes:
-    return random.Random(f"{rank}/{step}").randbytes(size)
-
-
-def entries(size: int) -> tuple[Entry, ...]:
-    first = size // 3
-    return manifest.lay_out(
-        [Entry("model.weight", "uint8", (first,), 0, first), Entry("rng", "bytes", (size - first,), 0, size - first)]
-    )
-
-
-def seal_content(buf: memoryview, index: int, rank: int, world: int, step: int, attempt: int, size: int) -> int:
-    header = arena.read_header(buf)
-    placed = entries(size)
-    blank = SlotManifest(step, attempt, rank, world, placed, {"at": step})
-    data = arena.begin(buf, header, index, blank.data_bytes)
-    raw, at, done = content(rank, step, size), 0, []
-    for entry in placed:
-        data[entry.offset : entry.offset + entry.nbytes] = raw[at : at + entry.nbytes]
-        at += entry.nbytes
-        done.append(manifest.with_checksums(entry, data))
-    dumped = manifest.dump(dataclasses.replace(blank, entries=tuple(done)))
-    arena.seal(buf, header, index, step=step, attempt=attempt, data_bytes=blank.data_bytes, manifest=dumped)
-    return blank.data_bytes
-
-
-def read_content(path: str, index: int) -> tuple[Copy, bytes]:
-    """A slot's step and its state, after checking all of it as a trainer would."""
-    buf = map_file(Path(path))
-    header = arena.read_header(buf)
-    slot = arena.read_slot(buf, index)
-    found = manifest.load(arena.slot_manifest(buf, header, slot))
-    data = arena.slot_data(buf, header, slot)
-    manifest.verify(found, data)
-    return Copy(slot.step, slot.attempt), b"".join(bytes(manifest.entry_data(data, e)) for e in found.entries)
-
-
-class Pod:
-    """A sidecar, its launcher, and its trainers."""
-
-    def __init__(self, sidecar: Sidecar) -> None:
-        self.sidecar = sidecar
-        self.launcher = FakeLauncher(sidecar)
-        self.trainers: list[FakeTrainer] = []
-
-    def train(self, attempt: int, size: int = 100_000) -> None:
-        for trainer in self.trainers:
-            trainer.close()
-        first = self.sidecar.config.first_rank
-        ranks = range(first, first + self.sidecar.config.processes)
-        self.trainers = [FakeTrainer(self.sidecar, rank, attempt, size) for rank in ranks]
-
-    def close(self) -> None:
-        for trainer in self.trainers:
-            trainer.close()
-        self.launcher.close()
-        self.sidecar.close()
-
-
-class Job:
-    """All pods, and what the operator would order."""
-
-    def __init__(self, pods: list[Pod]) -> None:
-        self.pods = pods
-        self.attempt = 0
-        self.history: tuple[Resume, ...] = ()
-
-    @property
-    def sidecars(self) -> list[Sidecar]:
-        return [pod.sidecar for pod in self.pods]
-
-    def command(self, source: Source | None = None) -> Command:
-        self.attempt += 1
-        self.history = (*self.history, Resume(self.attempt, source.step if source else -1))
-        members = tuple(s.member for s in self.sidecars)
-        return Command("prepare", self.attempt, members, source, self.history, 29500, grace_seconds=0.2)
-
-    def prepare(self, source: Source | None = None, phase: str = "prepared") -> None:
-        command = self.command(source)
-        for sidecar in self.sidecars:
-            sidecar.order(command)
-        self.wait(lambda s: s.attempt == self.attempt and s.phase in (phase, "failed"), phase)
-        assert [s.state().phase for s in self.sidecars] == [phase] * len(self.pods), [s.state().error for s in self.sidecars]
-
-    def launch(self, size: int = 100_000) -> None:
-        self.order("launch")
-        self.wait(lambda s: s.phase == "running" and all(r.state == "running" for r in s.ranks), "running")
-        for pod in self.pods:
-            pod.train(self.attempt, size)
-
-    def begin(self, source: Source | None = None, size: int = 100_000) -> None:
-        self.prepare(source)
-        self.launch(size)
-
-    def order(self, kind: str, **more: object) -> None:
-        for sidecar in self.sidecars:
-            sidecar.order(Command(kind, self.attempt, **more))  # type: ignore[arg-type]
-
-    def step(self, step: int) -> None:
-        for pod in self.pods:
-            for trainer in pod.trainers:
-                trainer.snapshot(step)
-
-    def run(self, first: int, last: int) -> None:
-        """Steps that are all committed in memory, one after the other."""
-        for step in range(first, last + 1):
-            self.step(step)
-            self.committed(step)
-
-    def committed(self, step: int) -> None:
-        self.wait(lambda s: s.committed is not None and s.committed.step == step, f"step {step} committed")
-
-    def stored(self, store: str, step: int, seconds: float = 15) -> None:
-        self.wait(lambda s: any(x.name == store and x.committed and x.committed.step >= step for x in s.stores),
-                  f"step {step} in {store}", seconds)  # fmt: skip
-
-    def wait(self, check: Callable[[AgentState], object], what: str, seconds: float = 15) -> None:
-        for sidecar in self.sidecars:
-            try:
-                eventually(lambda s=sidecar: check(s.state()), seconds, what)
-            except AssertionError as error:
-                raise AssertionError(f"{error}; {self._told(sidecar)}\n{sidecar.log()}") from None
-
-    def _told(self, sidecar: Sidecar) -> str:
-        try:
-            return str(sidecar.state())
-        except OSError as error:
-            return f"no answer: {error}"
-
-    def close(self) -> None:
-        for pod in self.pods:
-            pod.close()
-
-
-def flip(path: Path, at: int, mask: int = 0x10) -> None:
-    """Flip a bit of a file in place."""
-    with path.open("r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ mask]))
-
-
-@contextlib.contextmanager
-def closing(job: Job) -> Iterator[Job]:
-    try:
-        yield job
-    finally:
-        job.close()

@@ -51,7 +51,9 @@ def test_new_certificates_are_taken_up_without_a_restart(make_job: MakeJob, cert
     (config,) = (s.config for s in make_job(pods=1).sidecars)
     folder, port = Path(f"{config.shared_dir}-tls"), free_port()
     sidecar = Sidecar(
-        dataclasses.replace(config, shared_dir=str(folder), tls_dir=str(mounted), api_port=port, metrics_port=free_port())
+        dataclasses.replace(
+            config, shared_dir=str(folder), tls_dir=str(mounted), api_port=port, metrics_port=free_port(), peer_port=free_port()
+        )
     )
     sidecar.start()
     try:

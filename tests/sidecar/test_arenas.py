@@ -20,7 +20,8 @@ from holdfast_sidecar.arenas import Arenas
 from holdfast_sidecar.memory import Budget
 from holdfast_sidecar.slots import NoMemory
 
-from .harness import UID, flip, map_file, seal_content
+from .harness import UID, tmpfs
+from .images import flip, map_file, seal_content
 
 MIB = 1 << 20
 SIZE = 50_000
@@ -83,19 +84,12 @@ def test_an_arena_that_does_not_fit_is_refused_with_the_setting(
 
 
 def test_a_full_volume_is_an_error_not_a_bus_error(folder: Path) -> None:
-    mount = folder / "arena"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount]
-    if os.geteuid() != 0 or subprocess.run(command, check=False).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    try:
+    with tmpfs(folder / "arena", "1m") as mount:
         arenas = opened(folder, slot_bytes=MIB)
         with pytest.raises(NoMemory, match=r"MiB are left on the shared memory volume: set checkpoint.memory.size to 1Mi"):
             arenas.prefault()
         assert list(mount.iterdir()) == []
         del arenas
-    finally:
-        subprocess.run(["umount", mount], check=True)
 
 
 def test_growth_keeps_the_old_snapshots_until_a_step_is_committed_in_the_new_file(folder: Path) -> None:

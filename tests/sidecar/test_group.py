@@ -10,7 +10,7 @@ from holdfast_core.messages import Source
 from holdfast_core.timeline import Copy
 
 from .conftest import MakeJob
-from .harness import content, read_content
+from .images import content, read_content
 
 
 def pvc(folder: Path, **more: object) -> StoreConfig:

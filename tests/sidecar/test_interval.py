@@ -13,7 +13,8 @@ from holdfast_sidecar.metrics import capture_mode
 from holdfast_sidecar.pace import Pace, usable
 
 from .conftest import MakeJob
-from .harness import eventually, map_file
+from .harness import eventually
+from .images import map_file
 
 # --- the word
 

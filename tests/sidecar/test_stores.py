@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from holdfast_sidecar.stores.level import make_store
 from holdfast_sidecar.stores.steps import Fenced, Steps
 
 from .conftest import S3Server
-from .harness import UID, content, seal_content
+from .harness import UID, tmpfs
+from .images import content, seal_content
 
 MIB = 1 << 20
 
@@ -285,11 +285,7 @@ def test_a_corrupt_or_reused_slot_is_never_uploaded(folder: Path) -> None:
 
 
 def test_a_full_volume_says_so_and_is_clean_afterwards(folder: Path) -> None:
-    mount = folder / "tiny"
-    mount.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], check=False).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    try:
+    with tmpfs(folder / "tiny", "1m") as mount:
         steps, shelf = Steps(FileStore("pvc", mount / "gpt"), 2), Shelf(folder / "shelf", 2 * MIB)
         steps.store.probe(1)
         with pytest.raises(StoreError, match=r"no space left.*enlarge"):
@@ -299,8 +295,6 @@ def test_a_full_volume_says_so_and_is_clean_afterwards(folder: Path) -> None:
             steps.store.probe(2 * MIB)
         shelf.size = 1000
         save(steps, shelf, 8)
-    finally:
-        subprocess.run(["umount", mount], check=True)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def round_trip(value: Any) -> Any:
     return codec.decode(tree, leaves)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values)
 def test_round_trip(value: Any) -> None:
     assert same(round_trip(value), value)

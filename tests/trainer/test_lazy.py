@@ -333,8 +333,11 @@ def test_a_state_that_may_not_grow_is_said_and_training_goes_on(
 
 
 ENDING = """
-import sys, threading, time
+import atexit, sys, threading, time
 import holdfast, torch
+def left():
+    return [t.name for t in threading.enumerate() if t.name.startswith("holdfast-")]
+atexit.register(lambda: print("left:", left()))  # runs last
 from holdfast_core.fastcopy import Batch
 
 real = Batch.run
@@ -353,22 +356,28 @@ for step in range(first, first + 3):
     module.weight.grad = torch.ones_like(module.weight)
     optimizer.step()
     ckpt.snapshot(step)
+if "close" in sys.argv:
+    ckpt.close()
+    assert not left(), left()
+if "forget" in sys.argv:
+    del ckpt  # as at the end of a function: nobody can end its threads any more
 if "raise" in sys.argv:
     raise RuntimeError("the user's own")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code"), [("end", 0), ("raise", 1)])
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("close", 0), ("forget", 0), ("raise", 1)])
 def test_the_last_snapshot_of_a_script_is_not_lost(local: Path, how: str, code: int) -> None:
-    """Without close(), and with an error of the user's: what was taken is sealed before the process ends."""
+    """With close() and without, in a function that returns, and with an error of the user's: what was taken is sealed before
+    the process ends, and no thread of ours outlives the script."""
     for first in (0, 3):
         env = python_env(HOLDFAST_DIR=str(local), HOLDFAST_CAPTURE="lazy")
         done = subprocess.run(
             [sys.executable, "-c", ENDING, how], env=env, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == code, done.stderr
-        assert done.stdout == f"{first}\n", done.stderr
+        assert done.stdout == f"{first}\nleft: []\n", done.stderr
     assert max(sealed(local)) == 5
 
 

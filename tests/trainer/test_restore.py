@@ -131,7 +131,7 @@ def wiped(value: Any) -> Any:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(values, st.booleans())
 def test_any_value_comes_back(local: Path, monkeypatch: pytest.MonkeyPatch, value: Any, in_place: bool) -> None:
     with tempfile.TemporaryDirectory(dir=local.parent) as folder:

@@ -3,27 +3,35 @@
 from .plan import plan
 from .types import (
     Action,
+    Avoided,
     Cause,
     Condition,
     CreatePod,
+    CreateSpare,
     DeletePod,
     Emit,
     EndPod,
     Inspect,
     Job,
     LevelStatus,
+    NodeFailure,
     Observed,
     Plan,
     PodView,
     Policy,
+    Protection,
     Recovery,
     Restarts,
     Send,
+    Spare,
     Status,
+    TaintNode,
+    UntaintNode,
     Worker,
 )
 
 __all__ = [
-    "Action", "Cause", "Condition", "CreatePod", "DeletePod", "Emit", "EndPod", "Inspect", "Job", "LevelStatus",
-    "Observed", "Plan", "PodView", "Policy", "Recovery", "Restarts", "Send", "Status", "Worker", "plan",
+    "Action", "Avoided", "Cause", "Condition", "CreatePod", "CreateSpare", "DeletePod", "Emit", "EndPod", "Inspect", "Job",
+    "LevelStatus", "NodeFailure", "Observed", "Plan", "PodView", "Policy", "Protection", "Recovery", "Restarts", "Send",
+    "Spare", "Status", "TaintNode", "UntaintNode", "Worker", "plan",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import reasons
+from . import protected, reasons
 from .passing import Pass
 from .types import Condition, PodView
 
@@ -10,7 +10,11 @@ from .types import Condition, PodView
 def update(work: Pass) -> None:
     """Recompute all conditions; a change of one that went bad, or came back, is an event too."""
     old = {c.type: c for c in work.status.conditions}
-    fresh = [c for c in (_pods(work), _training(work), _stores(work), _memory(work), *_end(work)) if c is not None]
+    fresh = [
+        c
+        for c in (_pods(work), _training(work), _stores(work), _memory(work), protected.condition(work), *_end(work))
+        if c is not None
+    ]
     kept = []
     for condition in fresh:
         before = old.get(condition.type)
@@ -23,7 +27,7 @@ def update(work: Pass) -> None:
 
 def _announce(work: Pass, before: Condition | None, now: Condition) -> None:
     """Stores, memory and pods speak up when they break or heal; the stages have events of their own."""
-    if now.type not in (reasons.STORES_HEALTHY, reasons.MEMORY_FITS, reasons.PODS_READY):
+    if now.type not in (reasons.STORES_HEALTHY, reasons.MEMORY_FITS, reasons.PODS_READY, reasons.PROTECTED):
         return
     key = (now.status, now.reason)
     if before is None:
@@ -34,14 +38,14 @@ def _announce(work: Pass, before: Condition | None, now: Condition) -> None:
         work.emit(now.reason, now.message, warning=not now.status)
 
 
-_QUIET = {"Starting", "Ended", "Unknown"}
+_QUIET = {"Starting", "Ended", "Unknown", "SinglePod", "Replicating"}
 
 
 def _pods(work: Pass) -> Condition:
     wanted = work.job.replicas
     if work.status.terminal:
         return Condition(reasons.PODS_READY, False, "Ended", "the job has ended")
-    waiting = [p for p in work.observed.pods if p.waiting and not work.is_stale(p)]
+    waiting = [p for p in work.observed.pods if p.waiting and not work.is_stale(p) and not work.waits(p)]
     if waiting:
         return Condition(reasons.PODS_READY, False, _reason(waiting[0]), _some(waiting))
     ready = sum(1 for p in work.current if p.fresh(3.0) and p.agent is not None and p.agent.launcher)

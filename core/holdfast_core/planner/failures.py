@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .. import interval
-from ..messages import RankState, Source
+from ..messages import MEMORY, RankState, Source
 from . import budget, reasons
 from .passing import Pass
 from .types import Cause
@@ -62,10 +62,22 @@ def handle(work: Pass, cause: Cause) -> None:
     """A failure in place: no pod is touched, processes are restarted from the freshest level."""
     source = work.status.source
     if cause.reason == reasons.CORRUPT_SNAPSHOT and source is not None:
-        work.set(excluded=(*work.status.excluded, source))
+        work.set(excluded=(*work.status.excluded, *_refused(work, source)))
     restarts = work.status.restarts
     work.set(restarts=replace(restarts, process=restarts.process + 1))
     fail(work, cause, since=work.now)
+
+
+def _refused(work: Pass, source: Source) -> list[Source]:
+    """What ranks refused: the bytes in their slots. What filled a slot was verified on its way there, so its level is suspected
+    only if the same rank refuses what was brought anew."""
+    return [_suspect(work, source, rank.rank) for rank in work.ranks if rank.corrupt]
+
+
+def _suspect(work: Pass, source: Source, rank: int) -> Source:
+    slot = replace(source, level=MEMORY, rank=rank)
+    brought = work.status.levels.get(rank, MEMORY if work.status.levels else source.level)
+    return replace(slot, level=brought) if slot in work.status.excluded else slot
 
 
 def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True) -> None:
@@ -98,7 +110,18 @@ def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True
 
 def exclude(work: Pass, source: Source, why: str) -> None:
     """Try again without a source that proved unusable. Not a failure of the job: nothing is charged."""
-    work.set(excluded=(*work.status.excluded, source), attempt=work.status.attempt + 1)
+    work.set(excluded=(*work.status.excluded, source))
+    _again(work, why)
+
+
+def doubt(work: Pass, source: Source, why: str) -> None:
+    """Try again with it, once: it was out of reach, which says nothing about what it holds."""
+    work.set(doubted=(*work.status.doubted, source))
+    _again(work, why)
+
+
+def _again(work: Pass, why: str) -> None:
+    work.set(attempt=work.status.attempt + 1)
     work.stage("gathering", why)
     work.look_again = 0.0
 

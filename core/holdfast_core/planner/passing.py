@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..messages import AgentState, RankState
-from .types import Action, Emit, Job, Observed, Plan, PodView, Status
+from .roster import Roster
+from .types import Action, Emit, Job, Observed, Plan, PodView, Spare, Status, Worker
 
 
 class Pass:
@@ -18,13 +19,25 @@ class Pass:
         self.reason = ""
         self.look_again = 1.0
         self._actions: list[Action] = []
+        self._current: tuple[tuple[Worker, ...], tuple[PodView, ...]] | None = None
+        self._roster: tuple[tuple[tuple[Worker, ...], tuple[Spare, ...]], Roster] | None = None
 
     @property
     def current(self) -> tuple[PodView, ...]:
         """The pods that count, by index."""
-        wanted = {w.index: w.incarnation for w in self.status.workers}
-        pods = [p for p in self.observed.pods if wanted.get(p.index) == p.incarnation]
-        return tuple(sorted(pods, key=lambda p: p.index))
+        if self._current is None or self._current[0] is not self.status.workers:
+            pods = (self.roster.as_worker(p) for p in self.observed.pods)
+            found = tuple(sorted((p for p in pods if p is not None), key=lambda p: p.index))
+            self._current = (self.status.workers, found)
+        return self._current[1]
+
+    @property
+    def roster(self) -> Roster:
+        """Who counts as what, now."""
+        key = (self.status.workers, self.status.spares)
+        if self._roster is None or any(a is not b for a, b in zip(self._roster[0], key, strict=True)):
+            self._roster = (key, Roster(*key))
+        return self._roster[1]
 
     @property
     def agents(self) -> tuple[AgentState, ...]:
@@ -40,10 +53,13 @@ class Pass:
         """The current pod of an index."""
         return next((p for p in self.current if p.index == index), None)
 
+    def waits(self, pod: PodView) -> bool:
+        """Whether a pod is a spare without a rank."""
+        return self.roster.waits(pod)
+
     def is_stale(self, pod: PodView) -> bool:
-        """Whether a pod has been replaced (or its index is gone)."""
-        wanted = {w.index: w.incarnation for w in self.status.workers}
-        return pod.incarnation < wanted.get(pod.index, pod.incarnation + 1)
+        """Whether a pod has been replaced, or nobody wants it (any more)."""
+        return self.roster.is_stale(pod)
 
     def set(self, **changes: Any) -> None:
         """Change fields of the status."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..messages import MEMORY
+from ..messages import MEMORY, PEERS
 from ..timeline import Copy, is_valid
 from . import reasons
 from .passing import Pass
@@ -20,7 +20,7 @@ def _levels(work: Pass) -> None:
     """Newest valid committed step of each level. A level goes back when its step is gone (RAM lost, store emptied)."""
     seen: dict[str, Copy] = {}
     for agent in work.agents:
-        pairs = [(MEMORY, agent.committed), *((s.name, s.committed) for s in agent.stores)]
+        pairs = [(MEMORY, agent.committed), (PEERS, agent.protected), *((s.name, s.committed) for s in agent.stores)]
         for level, copy in pairs:
             if copy and is_valid(copy, work.status.history) and copy > seen.get(level, Copy(-1, 0)):
                 seen[level] = copy

@@ -1,28 +1,32 @@
-"""From which level and step an attempt starts: the freshest step that every rank's shard can be had for (I3)."""
+"""What the planner sees of snapshots: in RAM, as the sidecars tell it, and in the stores. `recovery` chooses among them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import reduce
 
-from ..messages import MEMORY, Inventory, Source, StoreInventory
+from ..messages import Inventory, Parity, StoreInventory
+from ..protection import Holdings
 from ..timeline import Copy, History, Resume, valid
+from .passing import Pass
 
 
-def common_copies(sealed: Mapping[int, Iterable[Copy]], world_size: int, history: History) -> frozenset[Copy]:
+def holdings(work: Pass) -> Holdings:
+    """Snapshots and parity in the RAM of the current pods. Each has a say about its own ranks alone: a spare that takes a
+    pod's place has not learned which these are, and pods are not trusted."""
+    sealed: dict[int, tuple[Copy, ...]] = {}
+    parity: dict[int, tuple[Parity, ...]] = {}
+    for pod in work.current:
+        if pod.agent is not None:
+            own = range(pod.index * work.job.processes, (pod.index + 1) * work.job.processes)
+            sealed |= {rank: copies for rank, copies in pod.agent.sealed.items() if rank in own}
+            parity |= {rank: held for rank, held in pod.agent.parity.items() if rank in own}
+    return Holdings(sealed, parity)
+
+
+def common_copies(found: Holdings, world_size: int, history: History) -> frozenset[Copy]:
     """Copies in RAM that every rank has and that no later attempt made void."""
-    per_rank = [valid(sealed.get(rank, ()), history) for rank in range(world_size)]
+    per_rank = [valid(found.sealed.get(rank, ()), history) for rank in range(world_size)]
     return reduce(frozenset.__and__, per_rank) if per_rank else frozenset()
-
-
-def choose(memory: Iterable[Copy], inventory: Inventory | None, history: History, excluded: Iterable[Source]) -> Source | None:
-    """The freshest usable source; of equals the fastest: memory first, then stores in the user's order."""
-    banned = set(excluded)
-    candidates = [Source(MEMORY, c.step, c.attempt) for c in memory]
-    for store in inventory.stores if inventory else ():
-        candidates += [Source(store.name, c.step, c.attempt) for c in valid(store.copies, history)]
-    usable = [c for c in candidates if c not in banned]
-    return max(usable, key=lambda c: c.step) if usable else None  # max keeps the first of equals
 
 
 def highest_attempt(inventory: Inventory | None) -> int:
@@ -34,23 +38,6 @@ def highest_attempt(inventory: Inventory | None) -> int:
 def store_records(inventory: Inventory | None) -> tuple[Resume, ...]:
     """All stores' records of attempts."""
     return tuple(r for s in _stores(inventory) for r in s.history)
-
-
-def explain(source: Source | None, memory_missing: Iterable[int], inventory: Inventory | None) -> str:
-    """Why this source, in words."""
-    if source is None:
-        return "no level holds a step: starts from scratch"
-    if source.level == MEMORY:
-        return f"step {source.step} is in the memory of every rank"
-    missing = sorted(memory_missing)
-    lack = f"ranks {_some(missing)} have no usable snapshot in memory" if missing else "no step in memory is as fresh"
-    broken = [f"{s.name}: {s.error}" for s in _stores(inventory) if s.error]
-    tail = f" ({'; '.join(broken)})" if broken else ""
-    return f"{lack}; step {source.step} in {source.level} is the freshest{tail}"
-
-
-def _some(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def _stores(inventory: Inventory | None) -> tuple[StoreInventory, ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..messages import MEMORY, AgentState, Command, Member
-from ..timeline import Copy, Resume, extend, merge
-from . import failures, reasons, sources
+from .. import recovery
+from ..messages import AgentState, Command, Member
+from ..protection import Holdings
+from ..timeline import Resume, extend, merge
+from . import failures, nodes, reasons, sources, spares
 from .passing import Pass
 from .types import Cause, CreatePod, Inspect, PodView, Send, Worker
 
+_STOP_SECONDS = 10.0
 _FRESH = 3.0  # seconds; an agent heard within this time is there
 
 
@@ -26,9 +29,13 @@ def pods_lost(work: Pass, gone: Mapping[int, Cause]) -> None:
 
 def give_up(work: Pass, gone: Mapping[int, Cause]) -> None:
     """The lost pods' successors count from now on."""
-    workers = tuple(Worker(w.index, w.incarnation + 1) if w.index in gone else w for w in work.status.workers)
+    nodes.note(work, gone)
     for index, cause in gone.items():
         work.emit(reasons.POD_REPLACED, f"pod {index}: {cause.message}", warning=True)
+    taken = spares.take(work, gone)
+    workers = tuple(
+        taken.get(w.index, Worker(w.index, w.incarnation + 1)) if w.index in gone else w for w in work.status.workers
+    )
     silence = max((p.agent_age or 0.0 for p in work.current if p.index in gone and not p.deleting), default=0.0)
     counted = work.status.restarts
     everyone = len(gone) == work.job.replicas
@@ -66,8 +73,10 @@ def _gather(work: Pass) -> None:
         if work.in_stage() > work.job.policy.startup_deadline and work.status.phase != "Pending":
             work.set(message=f"waited {work.in_stage():.0f} s for pods")
         return
-    memory = sources.common_copies(_sealed(work), work.job.world_size, work.status.history)
-    if _needs_inventory(work, bool(memory)) and work.observed.inventory is None:
+    if _still_running(work):
+        return
+    in_ram = recovery.choose(sources.holdings(work), None, work.job.world_size, work.status.history, work.status.excluded)
+    if _needs_inventory(work, in_ram) and work.observed.inventory is None:
         work.do(Inspect(pods[0].name))
         work.look_again = 0.2
         return
@@ -86,18 +95,21 @@ def _stop_old_processes(work: Pass) -> None:
             work.do(Send(pod.name, Command("stop", agent.attempt, grace_seconds=0.0, reason=work.status.message)))
 
 
-def _sealed(work: Pass) -> dict[int, tuple[Copy, ...]]:
-    return {rank: copies for agent in work.agents for rank, copies in agent.sealed.items()}
+def _still_running(work: Pass) -> bool:
+    """Whether survivors may still commit steps that are not in our view: resuming below them would lose what was committed.
+
+    Processes that can't be killed are not waited for for ever: the preparation says what is wrong with them.
+    """
+    old = [a for a in work.agents if a.attempt < work.status.attempt and any(r.state == "running" for r in a.ranks)]
+    return bool(old) and work.in_stage() < _STOP_SECONDS
 
 
-def _needs_inventory(work: Pass, in_memory: bool) -> bool:
-    """Stores are asked when memory has no common step, something was rejected, or the job is new to this operator."""
+def _needs_inventory(work: Pass, in_ram: recovery.Restore | None) -> bool:
+    """Stores are asked when RAM has no whole step, something was rejected, or the job is new to this operator."""
     if not work.job.stores:
         return False
-    memory = work.status.checkpoints.get(MEMORY)
-    newest = max((s.step for n, s in work.status.checkpoints.items() if n != MEMORY), default=-1)
-    fresher = memory is not None and newest > memory.step
-    return not in_memory or bool(work.status.excluded) or fresher or not work.status.history
+    newest = max((s.step for n, s in work.status.checkpoints.items() if n in work.job.stores), default=-1)
+    return in_ram is None or bool(work.status.excluded) or newest > in_ram.source.step or not work.status.history
 
 
 def _decide_source(work: Pass) -> None:
@@ -105,15 +117,13 @@ def _decide_source(work: Pass) -> None:
     if sources.highest_attempt(inventory) >= work.status.attempt:
         work.set(attempt=sources.highest_attempt(inventory) + 1)
     history = merge(work.status.history, sources.store_records(inventory))
-    sealed = _sealed(work)
-    memory = sources.common_copies(sealed, work.job.world_size, history)
-    source = sources.choose(memory, inventory, history, work.status.excluded)
-    if source is None and not _may_start_from_scratch(work):
+    found = recovery.choose(sources.holdings(work), inventory, work.job.world_size, history, work.status.excluded)
+    if found is None and not _may_start_from_scratch(work):
         return
-    missing = [r for r in range(work.job.world_size) if not sealed.get(r)]
-    why = sources.explain(source, missing, inventory)
-    resume = Resume(work.status.attempt, source.step if source else -1)
-    work.set(source=source, history=extend(history, resume), running_since=None)
+    why = recovery.explain(found, inventory)
+    resume = Resume(work.status.attempt, found.source.step if found else -1)
+    source, levels = (found.source, found.levels) if found else (None, {})
+    work.set(source=source, levels=levels, history=extend(history, resume), running_since=None)
     work.stage("preparing", why)
     work.emit(reasons.RESUMING, f"attempt {work.status.attempt}: {why}")
     _prepare(work)
@@ -164,8 +174,12 @@ def _reject(work: Pass, pod: PodView, state: AgentState) -> None:
     if state.error_source is None:
         failures.fail(work, Cause(reasons.PREPARE_FAILED, f"pod {pod.name}: {state.error}"), since=None)
         return
+    source, why = state.error_source, f"{state.error_source.level} rejected: {state.error}"
     work.emit(reasons.SOURCE_REJECTED, f"pod {pod.name}: {state.error}", warning=True)
-    failures.exclude(work, state.error_source, f"{state.error_source.level} rejected: {state.error}")
+    if state.passing and source not in work.status.doubted:
+        failures.doubt(work, source, why)
+    else:
+        failures.exclude(work, source, why)
 
 
 def _prepare_command(work: Pass) -> Command:
@@ -180,12 +194,13 @@ def _prepare_command(work: Pass) -> Command:
         grace_seconds=0.0 if status.cause else work.job.policy.grace,
         reason=status.message,
         every=status.interval.steps if status.interval else None,
+        levels=dict(status.levels),
     )
 
 
 def _members(work: Pass) -> tuple[Member, ...]:
     size = work.job.processes
-    return tuple(Member(p.index, p.name, p.ip, p.port, p.index * size, size) for p in work.current)
+    return tuple(Member(p.index, p.name, p.ip, p.port, p.index * size, size, p.domain) for p in work.current)
 
 
 def _launch(work: Pass) -> None:
@@ -224,7 +239,8 @@ def _only_deletions(gone: Mapping[int, Cause]) -> bool:
 
 
 def _can_drain(work: Pass, gone: Mapping[int, Cause]) -> bool:
-    return _only_deletions(gone) and bool(work.job.stores) and all(p.fresh(_FRESH) for p in work.current)
+    somewhere = bool(work.job.stores) or len(gone) <= work.job.peers.parity
+    return _only_deletions(gone) and somewhere and all(p.fresh(_FRESH) for p in work.current)
 
 
 def _start_drain(work: Pass, cause: Cause) -> None:
@@ -237,10 +253,10 @@ def _start_drain(work: Pass, cause: Cause) -> None:
 def _drain(work: Pass) -> None:
     leaving = {p.index: Cause(reasons.POD_DELETED, p.name) for p in work.current if p.deleting}
     for worker in work.status.workers:
-        if worker.index in leaving:
+        if worker.index in leaving and len(spares.able(work)) < len(leaving):
             work.do(CreatePod(worker.index, worker.incarnation + 1))
     alive = all(p.fresh(_FRESH) for p in work.current) and len(work.current) == work.job.replicas
-    if alive and not _persisted(work) and work.in_stage() < work.job.policy.drain_deadline:
+    if alive and not _drained(work, leaving) and work.in_stage() < work.job.policy.drain_deadline:
         _persist(work, stop=True)
         return
     missing = {w.index for w in work.status.workers} - {p.index for p in work.current}
@@ -256,9 +272,26 @@ def _persist(work: Pass, *, stop: bool) -> None:
     work.look_again = 0.3
 
 
+def _drained(work: Pass, leaving: Mapping[int, Cause]) -> bool:
+    """Whether the newest step in memory is in a place that stays."""
+    return _replicated(work, leaving) or (bool(work.job.stores) and _persisted(work))
+
+
+def _replicated(work: Pass, leaving: Mapping[int, Cause]) -> bool:
+    """Whether the pods that stay can rebuild it for those that leave."""
+    held = sources.holdings(work)
+    newest = max(sources.common_copies(held, work.job.world_size, work.status.history), default=None)
+    if newest is None:
+        return False
+    gone = {r for i in leaving for r in range(i * work.job.processes, (i + 1) * work.job.processes)}
+    sealed = {r: copies for r, copies in held.sealed.items() if r not in gone}
+    left = Holdings(sealed, {r: parity for r, parity in held.parity.items() if r not in gone})
+    return all(left.rebuildable(rank, newest) for rank in gone)
+
+
 def _persisted(work: Pass) -> bool:
     """Whether each healthy store holds the newest step that is common in memory."""
-    common = sources.common_copies(_sealed(work), work.job.world_size, work.status.history)
+    common = sources.common_copies(sources.holdings(work), work.job.world_size, work.status.history)
     if not common:
         return True
     coordinator = next((a for a in work.agents if a.index == 0), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..config import PeersConfig
 from ..interval import Interval, Rule, Steps
 from ..messages import AgentState, Command, Inventory, Source
 from ..timeline import History
@@ -15,7 +16,12 @@ from ..timeline import History
 
 @dataclass(frozen=True)
 class Policy:
-    """The job's limits. `lost_after`: silence of a sidecar before its pod is judged lost."""
+    """The job's limits.
+
+    `lost_after`: silence of a sidecar before its pod is judged lost; `confirm_after`: the same, if its peers confirm that it is
+    gone. A node that `node_limit` failures were attributed to within `node_window` is avoided (0: none is). `force_delete`:
+    pods of a dead node are deleted without waiting for its kubelet.
+    """
 
     restart_limit: int = 20
     restart_window: float = 3600.0
@@ -24,13 +30,20 @@ class Policy:
     hang_deadline: float = 300.0
     prepare_deadline: float = 180.0
     lost_after: float = 5.0
+    confirm_after: float = 2.0
     drain_deadline: float = 20.0
     grace: float = 5.0
+    node_limit: int = 2
+    node_window: float = 3600.0
+    force_delete: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """The part of a TrainingJob's spec that decisions depend on. `stores` are names, in the user's order."""
+    """The part of a TrainingJob's spec that decisions depend on. `stores` are names, in the user's order.
+
+    `topology` is the label of nodes whose value is a pod's failure domain; `spares` are pods that wait without a rank.
+    """
 
     namespace: str
     name: str
@@ -40,6 +53,9 @@ class Job:
     stores: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
     every: Rule = field(default_factory=Steps)
+    peers: PeersConfig = field(default_factory=lambda: PeersConfig(parity=0))
+    topology: str = "kubernetes.io/hostname"
+    spares: int = 0
 
     @property
     def world_size(self) -> int:
@@ -50,13 +66,20 @@ class Job:
         """Name of a pod; new for each incarnation, so that nothing waits for one stuck Terminating."""
         return f"{self.name}-{self.uid[:5]}-{index}-{incarnation}"
 
+    def spare_name(self, number: int) -> str:
+        """Name of a spare's pod; numbers are used once."""
+        return f"{self.name}-{self.uid[:5]}-s{number}-1"
+
 
 @dataclass(frozen=True)
 class PodView:
     """A pod of the job as observed now. `waiting` is the kubelet's or scheduler's reason with its message.
 
     `agent` is the last state received from this pod's sidecar, `agent_age` how long ago; `refused` means that the last dial
-    was answered by a refusal: the pod's network is alive, its sidecar is not.
+    was answered by a refusal: the pod's network is alive, its sidecar is not. While a stream is silent the operator knocks at
+    the pod: `answers` if the last knock was answered in whatever way, which the node's kernel does even if its processes get no
+    CPU; `unanswered` counts those in a row that were not. `spare` is the number of a pod that came without a rank (0: an
+    ordinary one); such a pod has index -1 until `roster` gives it one.
     """
 
     name: str
@@ -75,6 +98,10 @@ class PodView:
     refused: bool = False
     node_ready: bool | None = None
     node_lease_age: float | None = None
+    domain: str = ""
+    answers: bool = False
+    unanswered: int = 0
+    spare: int = 0
 
     def fresh(self, within: float) -> bool:
         """Whether its sidecar was heard within that many seconds."""
@@ -94,11 +121,42 @@ class Observed:
 
 @dataclass(frozen=True)
 class Worker:
-    """Which incarnation of a pod counts. `seen`: it existed, so that its absence means that it is gone."""
+    """Which incarnation of a pod counts. `seen`: it existed, so that its absence means that it is gone. `spare`: the number of
+    the spare that took the index, 0 if none did."""
 
     index: int
     incarnation: int = 1
     seen: bool = False
+    spare: int = 0
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A pod that waits without a rank. `seen` as in Worker."""
+
+    number: int
+    seen: bool = False
+
+
+@dataclass(frozen=True)
+class NodeFailure:
+    """A failure that is attributed to a node. `silence`: seconds without a word when it was judged."""
+
+    node: str
+    time: float
+    reason: str
+    silence: float = 0.0
+
+
+@dataclass(frozen=True)
+class Avoided:
+    """A node that new pods are kept from, until `until` if it does not fail again."""
+
+    node: str
+    count: int
+    reason: str
+    since: float
+    until: float
 
 
 @dataclass(frozen=True)
@@ -134,6 +192,18 @@ class LevelStatus:
 
 
 @dataclass(frozen=True)
+class Protection:
+    """What peers' RAM protects now: how many failure domains may be lost at once, whichever they are, without losing `step`.
+
+    `message` says it in words, and why if it is none.
+    """
+
+    faults: int
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Restarts:
     """How often processes were restarted in place, pods replaced, and the whole set of pods lost."""
 
@@ -158,7 +228,10 @@ class Status:
     """All that the planner remembers between passes; kept in the resource's status, written before any action.
 
     `stage` of the attempt: new, gathering, preparing, launching, running, draining, completing, finishing, done.
-    `reached` is the furthest step that all ranks finished in any attempt. `failures` are times of faults, for `interval`.
+    `levels` are those of ranks that do not take the source's step from their own memory. `reached` is the furthest step that
+    all ranks finished in any attempt. `doubted` sources could not be had once, for a reason that may have passed. `failures`
+    are times of faults, for `interval`. `spares` wait, `spare_count` is the highest number of one so far. `dead_pods` were
+    given up because they could not be reached, `once_avoided` are nodes that are or were in `avoided`.
     """
 
     phase: str = "Pending"
@@ -166,8 +239,10 @@ class Status:
     attempt: int = 0
     stage_since: float = 0.0
     source: Source | None = None
+    levels: Mapping[int, str] = field(default_factory=dict)
     history: History = ()
     excluded: tuple[Source, ...] = ()
+    doubted: tuple[Source, ...] = ()
     workers: tuple[Worker, ...] = ()
     cause: Cause | None = None
     failed_at: float | None = None
@@ -190,6 +265,14 @@ class Status:
     completed_at: float | None = None
     interval: Interval | None = None
     capture: str = ""
+    protection: Protection | None = None
+    spares: tuple[Spare, ...] = ()
+    spare_count: int = 0
+    spares_ready: int = 0
+    dead_pods: tuple[str, ...] = ()
+    node_failures: tuple[NodeFailure, ...] = ()
+    avoided: tuple[Avoided, ...] = ()
+    once_avoided: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
     message: str = ""
 
@@ -208,6 +291,13 @@ class CreatePod:
 
 
 @dataclass(frozen=True)
+class CreateSpare:
+    """Create this spare; does nothing if it exists."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class DeletePod:
     """Delete a pod that no longer counts. `force`: without waiting for its kubelet."""
 
@@ -221,6 +311,20 @@ class EndPod:
     """Stop a pod for good but keep the object and its logs (the job failed)."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class TaintNode:
+    """Keep all pods that do not tolerate it off a node, if the operator may; does nothing if it did."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class UntaintNode:
+    """Take this job's taint off a node; does nothing if there is none."""
+
+    node: str
 
 
 @dataclass(frozen=True)
@@ -247,7 +351,7 @@ class Emit:
     warning: bool = False
 
 
-Action = CreatePod | DeletePod | EndPod | Send | Inspect | Emit
+Action = CreatePod | CreateSpare | DeletePod | EndPod | TaintNode | UntaintNode | Send | Inspect | Emit
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,23 @@ import asyncio
 import datetime
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 
 from aiohttp import WSMsgType, web
 from holdfast_core import wire
+from holdfast_core.config import PeersConfig
 from holdfast_core.durable import StepManifest
 from holdfast_core.manifest import CorruptShard
-from holdfast_core.messages import MEMORY, Command, Order, Reached
+from holdfast_core.messages import MEMORY, PEERS, Command, Order, Reached
 from holdfast_core.timeline import Resume
 
 from ..metrics import Metrics
 from ..stores.base import StoreError
 from ..stores.level import Level
+from ..trace import Trace
 from ..uploads import IN_MEMORY
 from .decisions import Action, Commit, Decisions
+from .protect import PACE_SECONDS
 
 _TICK = 0.2  # seconds
 _COMMIT_LIMIT = 60.0
@@ -30,18 +33,27 @@ _log = logging.getLogger(__name__)
 class Coordinator:
     """Lives for one attempt, in the sidecar of the first member. `close` is final."""
 
-    def __init__(self, prepare: Command, job_uid: str, slots: int, levels: Mapping[str, Level], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        prepare: Command,
+        job_uid: str,
+        slots: int,
+        levels: Mapping[str, Level],
+        metrics: Metrics,
+        peers: PeersConfig | None = None,
+    ) -> None:
         self.attempt = prepare.attempt
         self._job_uid, self._levels, self._metrics = job_uid, levels, metrics
         self._resume = Resume(prepare.attempt, prepare.source.step if prepare.source else -1)
         self._index = prepare.members[0].index
         self._world_size = sum(m.processes for m in prepare.members)
         configs = [level.config for level in levels.values()]
-        self.decisions = Decisions(prepare.attempt, prepare.members, prepare.history, slots, configs)
+        self.decisions = Decisions(prepare.attempt, prepare.members, prepare.history, slots, configs, peers, PACE_SECONDS)
         self._connections: dict[int, web.WebSocketResponse] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking_up: set[str] = set()
         self._closed = False
+        self.trace: Trace | None = None
 
     def start(self, last_uploads: Mapping[str, float]) -> None:
         """Begin to schedule. `last_uploads` says when an earlier attempt last sent a step to each store."""
@@ -114,8 +126,7 @@ class Coordinator:
             await old.close()
         self._connections[index] = connection
         try:
-            for order in self.decisions.joined(index):
-                await self._send(connection, order)
+            await self._say([connection], self.decisions.joined(index))
             await self._listen(index, connection)
         finally:
             if self._connections.get(index) is connection:
@@ -131,12 +142,13 @@ class Coordinator:
             except wire.WireError as error:
                 _log.warning("member %d sent nonsense: %s", index, error)
                 break
-            if reached.error and reached.level != MEMORY:
+            if reached.error and reached.level not in (MEMORY, PEERS):
                 self._note(index, reached)
             actions = self.decisions.reached(index, reached, time.monotonic())
             if actions:
                 await self._do(actions)
-                await self.tick()
+                if any(action.level != PEERS for action in actions if isinstance(action, Order)):
+                    await self.tick()  # a store may be due
 
     def _note(self, index: int, reached: Reached) -> None:
         _log.warning("step %d did not reach %s: %s", reached.copy.step, reached.level, reached.error)
@@ -146,13 +158,20 @@ class Coordinator:
 
     async def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
-            if isinstance(action, Order):
-                await self._broadcast(action)
-            else:
+            if isinstance(action, Commit):
                 self._spawn(self._commit(action))
+        await self._say(self._connections.values(), [a for a in actions if isinstance(a, Order)])
 
     async def _broadcast(self, order: Order) -> None:
-        await asyncio.gather(*(self._send(c, order) for c in list(self._connections.values())))
+        await self._say(self._connections.values(), [order])
+
+    async def _say(self, connections: Iterable[web.WebSocketResponse], orders: Sequence[Order]) -> None:
+        """All sends begin in this very moment, so that each member hears orders in the sequence in which they were decided."""
+        targets = list(connections)
+        for order in orders if self.trace else ():
+            assert self.trace is not None
+            self.trace.order("decided", order)
+        await asyncio.gather(*(asyncio.create_task(self._send(c, order)) for order in orders for c in targets))
 
     async def _send(self, connection: web.WebSocketResponse, order: Order) -> None:
         """One member that does not read must not hold up the others: it is cut off, and comes back."""

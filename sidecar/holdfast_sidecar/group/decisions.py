@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from holdfast_core.config import StoreConfig
+from holdfast_core.config import PeersConfig, StoreConfig
 from holdfast_core.durable import Shard
-from holdfast_core.messages import MEMORY, Member, Order, Reached
+from holdfast_core.messages import MEMORY, PEERS, TOLD, Member, Order, Reached
 from holdfast_core.timeline import Copy, History, is_valid
 
+from .protect import Protect
 from .resync import Resync
 
 ABSENT_SECONDS = 10.0  # a member that is away for this long fails the uploads that wait for it
@@ -64,9 +65,13 @@ class StoreLine:
         """Whether this step should go there now."""
         if not self.known or self.upload or now < self.retry_at or not self._newer(copy):
             return False
-        if self.failures or now < self.flush_until or self._behind_flush():
+        if self.failures or self.flushes(now):
             return True
         return self._due_by_time(now) or self._due_by_steps(copy)
+
+    def flushes(self, now: float) -> bool:
+        """Whether the newest step is wanted, whatever the schedule says."""
+        return now < self.flush_until or self._behind_flush()
 
     def _newer(self, copy: Copy) -> bool:
         return self.committed is None or copy.step > self.committed.step
@@ -86,7 +91,14 @@ class Decisions:
     """The coordinator's state in one attempt."""
 
     def __init__(
-        self, attempt: int, members: Sequence[Member], history: History, slots: int, stores: Iterable[StoreConfig]
+        self,
+        attempt: int,
+        members: Sequence[Member],
+        history: History,
+        slots: int,
+        stores: Iterable[StoreConfig],
+        peers: PeersConfig | None = None,
+        pace: float = 0.0,
     ) -> None:
         self.attempt, self.history = attempt, history
         self.committed: Copy | None = None
@@ -98,6 +110,7 @@ class Decisions:
         self._sealed: dict[Copy, set[int]] = {}
         self._absent: dict[int, float] = dict.fromkeys(self._ranks, 0.0)
         self._resync = Resync(self._world)
+        self.protect = Protect(attempt, members, history, peers or PeersConfig(parity=0), pace)
 
     # --- members come and go
 
@@ -114,7 +127,7 @@ class Decisions:
                 orders.append(Order("committed", self.attempt, name, line.committed))
             if line.upload and self._ranks[index] - line.upload.shards.keys():
                 orders.append(Order("persist", self.attempt, name, line.upload.copy))
-        return orders
+        return [*orders, *self.protect.joined(index)]
 
     def interval(self, every: int) -> Order:
         """From now on a snapshot is taken every so many steps; who is away hears it when it is back."""
@@ -124,6 +137,7 @@ class Decisions:
     def left(self, index: int, now: float) -> None:
         """A member's connection is gone."""
         self._absent[index] = now
+        self.protect.left(index)
 
     def knows(self, index: int) -> bool:
         """Whether this pod belongs to the attempt."""
@@ -140,6 +154,8 @@ class Decisions:
             return []
         if message.level == MEMORY:
             return self._sealed_by(message.rank, message.copy, now)
+        if message.level in (PEERS, TOLD):
+            return self._protected(index, message, now)
         line = self.lines.get(message.level)
         if line is None or line.upload is None or line.upload.copy != message.copy or line.upload.committing:
             return []
@@ -147,6 +163,15 @@ class Decisions:
             self.failed(message.level, now)
             return []
         return self._uploaded(message.level, line, line.upload, message.shard, now)
+
+    def _protected(self, index: int, message: Reached, now: float) -> list[Action]:
+        if message.level == TOLD:
+            self.protect.told(index)
+        elif message.error:
+            return [*self.protect.failed(message, now)]
+        else:
+            self.protect.holds(index, message)
+        return [*self.protect.advance(self.committed, now)]
 
     def _sealed_by(self, rank: int, copy: Copy, now: float) -> list[Action]:
         if not is_valid(copy, self.history) or (self.committed and copy.step <= self.committed.step):
@@ -164,7 +189,7 @@ class Decisions:
         for line in self.lines.values():
             if now < line.flush_until:
                 line.flush_step = copy.step
-        return [Order("committed", self.attempt, MEMORY, copy)]
+        return [Order("committed", self.attempt, MEMORY, copy), *self.protect.advance(copy, now)]
 
     def _forget_oldest(self) -> None:
         if len(self._sealed) > _PENDING_STEPS:
@@ -212,11 +237,11 @@ class Decisions:
                 self.failed(name, now)
         usable = set(healthy)
         started = (self._start(name, line, now) for name, line in self.lines.items() if name in usable)
-        return [*self._meet(now), *(order for order in started if order)]
+        return [*self._meet(now), *(order for order in started if order), *self.protect.advance(self.committed, now)]
 
     def _meet(self, now: float) -> list[Order]:
         """If ranks hold steps that the others lack: where to meet. What they hold below that is never committed."""
-        step = self._resync.meet(now)
+        step = self._resync.meet(now) if self._sealed else None  # without a step that only some have, they merely lack slots
         if step is None:
             return []
         self._sealed = {c: r for c, r in self._sealed.items() if c.step >= step}
@@ -231,15 +256,17 @@ class Decisions:
         return missing or now - upload.started > _UPLOAD_SECONDS
 
     def _start(self, name: str, line: StoreLine, now: float) -> Order | None:
-        copy = self._candidate(line)
+        copy = self._candidate(line, now)
         if copy is None or not line.wants(copy, now):
             return None
         line.upload, line.started = Upload(copy, now), now
         return Order("persist", self.attempt, name, copy)
 
-    def _candidate(self, line: StoreLine) -> Copy | None:
-        """The newest committed step; or, if leasing its slot would leave the writer none, one that is leased anyway."""
+    def _candidate(self, line: StoreLine, now: float) -> Copy | None:
+        """The newest committed step; or, if holding its slot would leave the writer none, one that is held anyway."""
         leased = {other.upload.copy for other in self.lines.values() if other.upload}
+        if not line.flushes(now):
+            leased |= self.protect.kept
         if self.committed is None or self.committed in leased or len(leased) < self._leasable:
             return self.committed
         return max((c for c in leased if not line.committed or c.step > line.committed.step), default=None)

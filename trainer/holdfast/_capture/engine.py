@@ -40,6 +40,7 @@ from .verify import Verifier
 
 LATE = -3  # the lane of what was encoded anew for this snapshot
 _WAITED = 50e-6  # seconds: less is the price of asking
+_LAST_SECONDS = 5.0  # for copy threads to end with the process: what they have in hand takes milliseconds
 _RNG = "rng"
 _COPY_ENGINE, _UNKNOWN = "the copy engine of the device works beside it", "not measured yet"
 
@@ -310,8 +311,7 @@ class Engine:
     def close(self) -> None:
         """Settle, and end the threads. The next snapshot starts them again."""
         self.finish()
-        self._crew.end()
-        self._background.end()
+        self._end_threads()
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -350,6 +350,12 @@ class Engine:
         """At the end of the process: what was taken is sealed. A fork of the process has nothing to seal."""
         if os.getpid() == self._process:
             self.finish()
+            self._end_threads()
+
+    def _end_threads(self) -> None:
+        """Once the script ends none may be left: the interpreter would end it inside of torch, whose C++ then aborts."""
+        for crew in (self._crew, self._background):
+            crew.end(_LAST_SECONDS)
 
     # --- report
 

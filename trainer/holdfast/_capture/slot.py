@@ -46,9 +46,10 @@ def choose(target: Mapped, who: Identity, step: int) -> int:
     if arena.fence(target.buf) != who.attempt:
         raise SnapshotSkipped(f"fenced: attempt {arena.fence(target.buf)} writes now")
     committed, floor = arena.committed(target.buf), arena.floor(target.buf)
-    slot = arena.choose_slot(target.slots(), committed, time.monotonic_ns(), floor) if step >= floor else None
+    kept = arena.kept(target.buf)
+    slot = arena.choose_slot(target.slots(), committed, time.monotonic_ns(), floor, kept) if step >= floor else None
     if slot is None:
-        raise SnapshotSkipped("no free slot: the kept steps are not yet committed by all ranks, or being uploaded")
+        raise SnapshotSkipped("no free slot: the kept steps are not yet committed by all ranks, being uploaded, or protected")
     return slot
 
 

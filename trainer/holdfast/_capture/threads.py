@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ class Worker:
     def __init__(self, name: str, yielding: bool) -> None:
         tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._tasks = tasks
-        threading.Thread(target=_serve, args=(tasks, yielding), name=name, daemon=True).start()
+        self._thread = threading.Thread(target=_serve, args=(tasks, yielding), name=name, daemon=True)
+        self._thread.start()
         self._end = weakref.finalize(self, tasks.put, None)
 
     def submit(self, task: Callable[[], object]) -> None:
@@ -28,6 +30,10 @@ class Worker:
     def end(self) -> None:
         """Finish what was submitted, then end."""
         self._end()
+
+    def join(self, timeout: float) -> None:
+        """Wait until it has ended, for so many seconds."""
+        self._thread.join(timeout)
 
 
 def _serve(tasks: queue.SimpleQueue[Callable[[], object] | None], yielding: bool) -> None:
@@ -53,8 +59,11 @@ class Crew:
         for worker, task in zip(self._workers, tasks, strict=False):
             worker.submit(task)
 
-    def end(self) -> None:
-        """End all of them."""
-        for worker in self._workers:
+    def end(self, timeout: float) -> None:
+        """End all of them, and wait for that, for so many seconds."""
+        workers, self._workers = self._workers, []
+        deadline = time.monotonic() + timeout
+        for worker in workers:
             worker.end()
-        self._workers = []
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,84 @@
+"""Who protects whom in an attempt: from pods and their failure domains to groups of ranks, and what these can lose. Pure.
+
+A group of pods is coded rank by rank: the ranks with the same local number form a codeword (`erasure.layout`). Everybody who
+has to know computes the same from the same members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .config import PeersConfig
+from .erasure.groups import Group, Place, make_groups, tolerance
+from .erasure.layout import ALIGN, Layout
+from .messages import Member, Parity
+from .timeline import Copy
+
+_NEIGHBOURS = 2  # pods that a pod without a group watches on each side
+
+
+def groups_of(members: Sequence[Member], config: PeersConfig, without: Collection[int] = ()) -> tuple[Group, ...]:
+    """The groups of an attempt; none if protection is off or there is nobody to protect."""
+    if not config.parity:
+        return ()
+    return make_groups([Place(m.index, m.domain) for m in members], config.group_size, config.parity, without)
+
+
+def rank_groups(groups: Iterable[Group], members: Iterable[Member]) -> dict[int, tuple[tuple[int, ...], int]]:
+    """For each rank that is protected: the ranks of its codeword in order (itself among them), and how many may be lost."""
+    by_index = {m.index: m for m in members}
+    found: dict[int, tuple[tuple[int, ...], int]] = {}
+    for group in groups:
+        pods = [by_index[i] for i in group.members]
+        for local in range(min(m.processes for m in pods)):
+            ranks = tuple(m.first_rank + local for m in pods)
+            found.update(dict.fromkeys(ranks, (ranks, group.parity)))
+    return found
+
+
+def watched(index: int, members: Sequence[Member], groups: Iterable[Group]) -> tuple[Member, ...]:
+    """The pods that pod `index` looks after: those of its group, else its neighbours in a ring."""
+    group = next((g.members for g in groups if index in g.members), None)
+    if group is not None:
+        return tuple(m for m in members if m.index in group and m.index != index)
+    place = next((i for i, m in enumerate(members) if m.index == index), 0)
+    around = [members[(place + d) % len(members)] for d in (*range(1, _NEIGHBOURS + 1), *range(-_NEIGHBOURS, 0))]
+    return tuple({m.index: m for m in around if m.index != index}.values())
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What the pods of a job have in RAM: snapshots by rank, and parity by the rank whose pod holds it."""
+
+    sealed: Mapping[int, Collection[Copy]]
+    parity: Mapping[int, Collection[Parity]]
+
+    def rebuildable(self, rank: int, copy: Copy) -> bool:
+        """Whether a rank's snapshot can be computed from what others hold, whatever the rank itself has."""
+        held = {p for entries in self.parity.values() for p in entries if p.copy == copy and rank in p.group}
+        kinds = (p for p in held if 0 < p.parity < len(p.group))  # pods are not trusted
+        return any(self._decodable(rank, kind) for kind in kinds)
+
+    def _decodable(self, rank: int, kind: Parity) -> bool:
+        places = range(len(kind.group))
+        data = [i for i in places if kind.group[i] != rank and kind.copy in self.sealed.get(kind.group[i], ())]
+        parity = [i for i in places if kind in self.parity.get(kind.group[i], ())]
+        return Layout(len(kind.group), kind.parity, ALIGN).decodable(data, parity, [kind.group.index(rank)])
+
+    def whole(self, kind: Parity) -> bool:
+        """Whether every pod of a group has both its own snapshot and its parity of that step."""
+        return all(kind.copy in self.sealed.get(r, ()) and kind in self.parity.get(r, ()) for r in kind.group)
+
+
+def faults(holdings: Holdings, copy: Copy, pods: Mapping[int, int], domains: Mapping[int, str]) -> int:
+    """How many failure domains, whichever they are, can be lost at once without losing this step from RAM.
+
+    `pods` gives each rank's pod, `domains` each pod's domain ("" is a domain of its own).
+    """
+    kinds = {p for entries in holdings.parity.values() for p in entries if p.copy == copy and holdings.whole(p)}
+    best: dict[int, int] = {}
+    for kind in kinds:
+        bearable = tolerance(Group(tuple(pods[r] for r in kind.group), kind.parity), domains)
+        best.update({r: max(bearable, best.get(r, 0)) for r in kind.group})
+    return min((best.get(rank, 0) for rank in pods), default=0)

@@ -1,0 +1,192 @@
+"""What the peer server can hand out: images in slots, parity in buffers, with the checksums that are stored for them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from holdfast_core import arena
+from holdfast_core.arena import ArenaError, Slot
+from holdfast_core.checksum import CHUNK
+from holdfast_core.fastcopy import crc32
+from holdfast_core.manifest import CorruptShard, SlotManifest, chunk_count
+from holdfast_core.timeline import Copy
+
+from ..arenas import Arenas
+from ..slots import SlotView
+from .parity import ParityStore
+from .parity_file import ParityFile
+from .sums import RECORD, Records
+from .wire import IMAGE, PIECE, Held, Image, Part
+
+_REMEMBERED = 3  # snapshots of a rank whose chunks are known: a manifest of 10,000 tensors takes a tenth of a second
+
+
+class Readable(Protocol):
+    """Bytes of a file that are mapped at `view`, from `offset` in the file on; `chunks` cover them in order."""
+
+    view: memoryview
+    offset: int
+    chunks: Records
+
+    def fileno(self) -> int:
+        """Of the file."""
+
+    def require_unchanged(self) -> None:
+        """Raise ArenaError if it now holds something else."""
+
+
+class ImageBytes:
+    """A rank's image in its slot."""
+
+    def __init__(self, slot: SlotView, chunks: Records) -> None:
+        self._slot, self.chunks = slot, chunks
+        self.offset, self.view = image_area(slot)
+        self.copy = slot.copy
+
+    def fileno(self) -> int:
+        """See Readable."""
+        return self._slot.file.fileno()
+
+    def require_unchanged(self) -> None:
+        """See Readable."""
+        self._slot.require_unchanged()
+
+
+class ParityBytes:
+    """A row of a parity buffer."""
+
+    def __init__(self, file: ParityFile, row: int) -> None:
+        self._file, self._serial = file, file.serial
+        self.view = file.row(row)
+        self.offset = file.row_offset(row)
+        self.chunks = np.zeros(-(-len(self.view) // PIECE), RECORD)
+        self.chunks["start"] = np.arange(len(self.chunks)) * PIECE
+        self.chunks["nbytes"] = np.minimum(PIECE, len(self.view) - self.chunks["start"])
+        self.chunks["crc"] = file.row_sums(row)
+
+    def fileno(self) -> int:
+        """See Readable."""
+        return self._file.fileno()
+
+    def require_unchanged(self) -> None:
+        """See Readable."""
+        if self._file.serial != self._serial or not self._file.whole:
+            raise ArenaError("the parity is not held any more")
+
+
+def verify(readable: Readable, start: int, end: int) -> None:
+    """Look at all chunks that reach into these bytes; raises CorruptShard, or ArenaError if something else is there."""
+    readable.require_unchanged()
+    starts = readable.chunks["start"]
+    first, last = int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, end, "left"))
+    for at, nbytes, expected in readable.chunks[first:last].tolist():
+        if crc32(readable.view[at : at + nbytes]) != expected:
+            readable.require_unchanged()  # a reused slot is not a corrupt one
+            raise CorruptShard(f"bytes {at} to {at + nbytes} do not match their checksum in memory")
+
+
+class Holdings:
+    """What this pod has. Threads share it."""
+
+    def __init__(self, arenas: Arenas, parity: ParityStore) -> None:
+        self._arenas, self._parity = arenas, parity
+        self._known: OrderedDict[tuple[int, Slot], Records] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def images(self, copy: Copy) -> tuple[Image, ...]:
+        """The images of a copy that are in memory."""
+        views = (self._arenas.find(rank, copy) for rank in self._arenas.ranks)
+        return tuple(image_of(view) for view in views if view is not None)
+
+    def parities(self, copy: Copy, rank: int) -> tuple[Held, ...]:
+        """The whole parities of a copy that cover a rank."""
+        return self._parity.held(copy, rank)
+
+    def forget(self, copy: Copy, rank: int) -> None:
+        """Parity that turned out to be corrupt is not held any more."""
+        self._parity.drop(rank, copy)
+
+    def open(self, copy: Copy, part: Part) -> Readable:
+        """What a part is a part of. Raises ArenaError if it is not there or not so long, CorruptShard."""
+        found = self.image(copy, part.rank) if part.kind == IMAGE else self._row(copy, part.rank, part.row)
+        if part.start < 0 or part.nbytes < 1 or part.start + part.nbytes > found.view.nbytes:
+            raise ArenaError(f"bytes {part.start} to {part.start + part.nbytes} of {found.view.nbytes} were asked for")
+        return found
+
+    def image(self, copy: Copy, rank: int) -> ImageBytes:
+        """A rank's image. Raises ArenaError if it is not there, CorruptShard."""
+        if rank not in self._arenas.ranks:
+            raise ArenaError(f"rank {rank} is not in this pod")
+        slot = self._arenas.require(rank, copy)
+        return ImageBytes(slot, self._chunks_of(slot))
+
+    def _chunks_of(self, slot: SlotView) -> Records:
+        key = (os.fstat(slot.file.fileno()).st_ino, slot.identity)
+        with self._lock:
+            chunks = self._known.pop(key, None)
+        if chunks is None:
+            chunks = _chunks(slot.manifest(), image_area(slot)[1])
+        with self._lock:
+            self._known[key] = chunks
+            while len(self._known) > _REMEMBERED * len(self._arenas.ranks):
+                self._known.popitem(last=False)
+        return chunks
+
+    def _row(self, copy: Copy, rank: int, row: int) -> Readable:
+        file = self._parity.find(rank, copy) if rank in self._arenas.ranks else None
+        if file is None or file.code is None or not 0 <= row < file.code.parity:
+            raise ArenaError(f"there is no parity of step {copy.step} for rank {rank} here")
+        return ParityBytes(file, row)
+
+
+def image_of(slot: SlotView) -> Image:
+    """Its description; raises ArenaError."""
+    raw = arena.slot_manifest(slot.file.buf, slot.file.header, slot.slot)
+    return Image(slot.file.header.rank, slot.slot.data_bytes, len(raw), zlib.crc32(raw))
+
+
+def image_area(slot: SlotView) -> tuple[int, memoryview]:
+    """Where an image begins in its file, and its bytes; raises ArenaError."""
+    offset = slot.file.header.region(slot.slot.index)
+    return offset, slot.file.buf[offset : offset + slot.data().nbytes + slot.slot.manifest_bytes]
+
+
+def same_bytes(new: Records, base: Records) -> int:
+    """How many bytes of an image have the same checksums at the same places in another."""
+    return int(new["nbytes"][in_both(new, base)].sum())
+
+
+def in_both(new: Records, base: Records) -> Records:
+    """Which chunks of an image the other has too, at the same place: an array of booleans."""
+    known = set(base.tolist())
+    return np.fromiter((chunk in known for chunk in new.tolist()), bool, len(new))
+
+
+def _chunks(manifest: SlotManifest, image: memoryview) -> Records:
+    """What has a checksum in the manifest, the manifest itself, and what lies between; raises CorruptShard."""
+    spans = sorted(_spans(manifest))
+    data_bytes, tiles, at = manifest.data_bytes, [], 0
+    for start, nbytes, expected, key in spans:
+        if start < at:
+            raise CorruptShard(f"{key}: overlaps with another entry")
+        if start > at:
+            tiles.append((at, start - at, zlib.crc32(image[at:start])))
+        tiles.append((start, nbytes, expected))
+        at = start + nbytes
+    tiles.append((data_bytes, len(image) - data_bytes, zlib.crc32(image[data_bytes:])))
+    return np.array(tiles, RECORD)
+
+
+def _spans(manifest: SlotManifest) -> Iterator[tuple[int, int, int, str]]:
+    for entry in manifest.entries:
+        if len(entry.checksums) != chunk_count(entry.nbytes) or entry.offset < 0:
+            raise CorruptShard(f"{entry.key}: has {len(entry.checksums)} checksums for {entry.nbytes} bytes")
+        for number, expected in enumerate(entry.checksums):
+            at = number * CHUNK
+            yield entry.offset + at, min(CHUNK, entry.nbytes - at), expected, entry.key

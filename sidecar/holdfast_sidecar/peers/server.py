@@ -1,0 +1,242 @@
+"""The peer server: hands out images and parity to the job's other pods. Threads and blocking sockets: bytes are all it does."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from holdfast_core import wire as documents
+from holdfast_core.arena import ArenaError
+from holdfast_core.config import SidecarConfig
+from holdfast_core.fastcopy import crc32
+from holdfast_core.manifest import CorruptShard
+from holdfast_core.timeline import Copy
+
+from . import wire
+from .aside import step_aside
+from .channel import Access, Channel, Closed, Refused, Stalled
+from .deltas import Changes
+from .holdings import Holdings, Readable, same_bytes, verify
+from .place import Fault
+from .stop import shut
+from .sums import table
+from .throttle import Throttle
+from .wire import Answer, Part, Request
+
+STALL = 60.0  # seconds that a client may take or ask nothing: in lockstep with a slow pod it does not read from the others
+_MOST = 256  # connections: a rebuild opens one for each block and rank
+_BACKLOG = 64
+_log = logging.getLogger(__name__)
+Corrupt = Callable[[int, Copy, str], None]
+
+
+class _Unfit(Exception):
+    """A request that can't be served: said to the client, and the connection stays."""
+
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.answer = Answer(fault, text)
+
+
+class PeerServer:
+    """Serves until closed. `attempt` tells the one that is on; `corrupt` hears of an image whose bytes are wrong."""
+
+    def __init__(
+        self, config: SidecarConfig, access: Access, holdings: Holdings, attempt: Callable[[], int], corrupt: Corrupt
+    ) -> None:
+        self._config, self._access, self._holdings = config, access, holdings
+        self._attempt, self._corrupt = attempt, corrupt
+        self._throttle = Throttle(config.peers.bandwidth)
+        self._step = self._throttle.step(wire.WINDOW)
+        self._listener: socket.socket | None = None
+        self._clients: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self.sent = 0  # bytes of images and parity
+
+    def start(self) -> None:
+        """Listen; raises OSError."""
+        self._listener = socket.create_server(("", self._config.peer_port), backlog=_BACKLOG)
+        threading.Thread(target=self._accept, args=(self._listener,), name="peer-server", daemon=True).start()
+
+    def close(self) -> None:
+        """Hang up on everybody."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            shut(listener)  # wakes the thread that accepts
+            listener.close()
+        with self._lock:
+            for sock in self._clients:
+                shut(sock)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while self._listener is listener:
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                if self._listener is not listener:
+                    return
+                _log.warning("peer server: %s", error)  # out of descriptors, for example
+                threading.Event().wait(0.1)
+                continue
+            self._begin(sock, address[0])
+
+    def _begin(self, sock: socket.socket, address: str) -> None:
+        with self._lock:
+            if len(self._clients) >= _MOST or self._listener is None:
+                sock.close()
+                return
+            self._clients.add(sock)
+        try:
+            threading.Thread(target=self._serve, args=(sock, address), name="peer", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._end(sock)
+
+    def _end(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._clients.discard(sock)
+        sock.close()
+
+    # --- a connection
+
+    def _serve(self, sock: socket.socket, address: str) -> None:
+        step_aside()
+        held = sock
+        try:
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            channel = self._access.to_client(sock, STALL)
+            if channel is not None:
+                held = channel.sock
+                with self._lock:
+                    self._clients.discard(sock)
+                    self._clients.add(held)
+                self._converse(channel)
+        except (Refused, documents.WireError) as error:
+            _log.warning("a connection from %s was refused: %s", address, error)
+        except (Closed, Stalled) as error:
+            _log.debug("connection from %s: %s", address, error)
+        except Exception:  # noqa: BLE001 - a defect costs this connection, not the server
+            _log.exception("connection from %s", address)
+        finally:
+            self._end(held)
+            sock.close()
+
+    def _converse(self, channel: Channel) -> None:
+        while True:
+            request = channel.receive(Request, wire.REQUEST_LIMIT)
+            try:
+                self._obey(channel, request)
+            except _Unfit as error:
+                channel.send(error.answer)
+
+    def _obey(self, channel: Channel, request: Request) -> None:
+        self._require_ours(request)
+        if request.kind == wire.INFO:
+            try:
+                images = self._holdings.images(request.copy)
+            except ArenaError as error:
+                raise _Unfit(Fault.LACKS, str(error)) from error
+            same = self._same(request.rank, request.copy, request.base) if request.base else 0
+            channel.send(Answer(images=images, parities=self._holdings.parities(request.copy, request.rank), same=same))
+        elif request.kind == wire.PULL:
+            senders = [self._sender(request, part) for part in request.parts]
+            channel.send(Answer())
+            self._stream(channel, senders)
+        elif request.kind == wire.VERIFY:
+            for part in request.parts:
+                self._verify(request.copy, part)
+            channel.send(Answer())
+        else:
+            raise _Unfit(Fault.REFUSED, f"it does not know requests of the kind {request.kind!r}")
+
+    def _require_ours(self, request: Request) -> None:
+        now = self._attempt()
+        if request.job_uid != self._config.job_uid:
+            raise _Unfit(Fault.REFUSED, f"it belongs to job {self._config.job_uid}")
+        if request.attempt < now:
+            raise _Unfit(Fault.FENCED, f"it is in attempt {now}, attempt {request.attempt} is over")
+        if request.attempt > now:
+            raise _Unfit(Fault.NOT_YET, f"it is in attempt {now}, not yet in {request.attempt}")
+
+    def _verify(self, copy: Copy, part: Part) -> None:
+        try:
+            verify(self._holdings.open(copy, part), part.start, part.start + part.nbytes)
+        except (ArenaError, CorruptShard) as error:
+            raise self._unfit(copy, part, error) from error
+
+    def _unfit(self, copy: Copy, part: Part, error: Exception) -> _Unfit:
+        whose = f"rank {part.rank}: "
+        if not isinstance(error, CorruptShard):
+            return _Unfit(Fault.LACKS, f"{whose}{error}")
+        if part.kind == wire.IMAGE:
+            self._corrupt(part.rank, copy, str(error))
+        else:
+            self._holdings.forget(copy, part.rank)
+        return _Unfit(Fault.CORRUPT, f"{whose}{error}")
+
+    # --- bytes
+
+    def _sender(self, request: Request, part: Part) -> Callable[[Channel], None]:
+        """What sends a part, if it is there."""
+        try:
+            if part.base is None:
+                return partial(self._send_part, request, part, self._holdings.open(request.copy, part))
+            images = (self._holdings.image(copy, part.rank) for copy in (part.base, request.copy))
+            return partial(self._send_changes, request, part, Changes(*images))
+        except (ArenaError, CorruptShard) as error:
+            raise self._unfit(request.copy, part, error) from error
+
+    def _same(self, rank: int, copy: Copy, base: Copy) -> int:
+        try:
+            return same_bytes(self._holdings.image(copy, rank).chunks, self._holdings.image(base, rank).chunks)
+        except (ArenaError, CorruptShard):
+            return 0  # then it is asked for all, and told why it can't have it
+
+    def _stream(self, channel: Channel, senders: list[Callable[[Channel], None]]) -> None:
+        try:
+            for send in senders:
+                send(channel)
+        except _Unfit as error:
+            raw = documents.dumps(error.answer)
+            channel.send_bytes(wire.FRAME.pack(wire.FAULT, len(raw)) + raw)
+        else:
+            channel.send_bytes(wire.FRAME.pack(wire.END, 0))
+
+    def _send_part(self, request: Request, part: Part, readable: Readable, channel: Channel) -> None:
+        end = part.start + part.nbytes
+        try:
+            readable.require_unchanged()
+            raw = table(readable.chunks, readable.view, part.start, end)
+            channel.send_bytes(wire.FRAME.pack(wire.TABLE, len(raw)) + raw, more=True)
+            for at in range(part.start, end, self._step):
+                self._require_ours(request)
+                self._send_window(channel, readable, at, min(end, at + self._step))
+                readable.require_unchanged()
+        except (ArenaError, CorruptShard) as error:
+            raise self._unfit(request.copy, part, error) from error
+
+    def _send_window(self, channel: Channel, readable: Readable, at: int, end: int) -> None:
+        self._throttle.take(end - at)
+        channel.send_bytes(wire.FRAME.pack(wire.DATA, end - at), more=True)
+        channel.send_file(readable.fileno(), readable.offset + at, readable.view[at:end])
+        self.sent += end - at
+
+    def _send_changes(self, request: Request, part: Part, changes: Changes, channel: Channel) -> None:
+        try:
+            for nbytes, change in changes.pieces(part.start, part.start + part.nbytes):
+                self._require_ours(request)
+                changes.require_unchanged()
+                if change is None:
+                    channel.send_bytes(wire.FRAME.pack(wire.SAME, nbytes), more=True)
+                    continue
+                self._throttle.take(nbytes)
+                head = wire.FRAME.pack(wire.CHANGE, nbytes) + wire.CRC.pack(crc32(change))
+                channel.send_bytes(head, more=True)
+                channel.send_bytes(change)
+                self.sent += nbytes
+        except (ArenaError, CorruptShard) as error:
+            raise self._unfit(changes.suspect, part, error) from error
