@@ -19,7 +19,7 @@ bench: setup ## Holdfast and its peers side by side, into build/bench.json (ONLY
 	@PYTHONPATH=bench:demo:cluster .venv/bin/python -m holdfast_bench $(if $(ONLY),--only $(ONLY)) $(BENCH_FLAGS)
 
 lint: setup ## ruff, mypy strict, import layers
-	@mkdir -p build && scripts/lint
+	@scripts/lint
 
 format: setup ## rewrite the code in the agreed style
 	@.venv/bin/ruff check -q --fix . ; .venv/bin/ruff format -q .

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from holdfast_cluster import cleanup, cli, cluster, discovery, images, preflight, shell, storage
 from holdfast_cluster.build import content_key, parse_go_version
-from holdfast_cluster.config import ClusterError, Paths, Plan, choose_plan, node_index
+from holdfast_cluster.config import MARKER, ClusterError, Paths, Plan, choose_plan, node_index
 from holdfast_cluster.daemon import Daemon, recall, remember
 from holdfast_cluster.progress import Part, Reporter, run_parts
 from holdfast_cluster.shell import resume, run
@@ -287,6 +288,35 @@ def test_a_daemon_starts_is_found_by_its_marker_and_stops(paths):
         assert daemon.stop()
     assert not daemon.stop()
     assert cleanup.members(paths) == []
+
+
+def test_a_process_in_the_middle_of_its_start_is_waited_for(tmp_path):
+    """Seen in one run of two hundred: the one that had just started a daemon did not find it."""
+    entry = tmp_path / str(os.getpid())
+    entry.mkdir()
+    stat = Path("/proc/self/stat").read_text()
+    before, fields = stat.rpartition(")")[0], stat.rpartition(")")[2].split()
+    (entry / "environ").touch()
+    (entry / "stat").write_text(" ".join([before + ")", *fields[:48], "0", *fields[49:]]))
+
+    def laid_out() -> None:
+        (entry / "environ").write_bytes(b"A=1\0" + f"{MARKER}=/here".encode() + b"\0")
+        (entry / "stat").write_text(stat)
+
+    timer = threading.Timer(0.1, laid_out)
+    timer.start()
+    assert cleanup._markers(tmp_path) == {os.getpid(): "/here"}
+    timer.join()
+
+
+def test_a_process_without_an_environment_is_not_waited_for(tmp_path):
+    entry = tmp_path / str(os.getpid())
+    entry.mkdir()
+    (entry / "environ").touch()
+    (entry / "stat").write_text(Path("/proc/self/stat").read_text())
+    begun = time.monotonic()
+    assert cleanup._environ(entry, patience=60) == b""
+    assert time.monotonic() - begun < 30
 
 
 def test_a_daemon_that_dies_at_its_start_shows_its_log(paths):
