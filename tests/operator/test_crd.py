@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -264,6 +265,39 @@ def test_defaults_columns_and_what_can_not_be_changed(plane: ControlPlane, serve
             plane.kubectl(*command, "-n", namespace)
     header = plane.kubectl("get", "tj", "-n", namespace).splitlines()[0].split()
     assert header == ["NAME", "STATE", "READY", "STEP", "SAVED", "RESTARTS", "GOODPUT", "AGE"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"groupSize": 3}),
+        ({"groupSize": 3}, {"groupSize": 6}),
+        ({"groupSize": 3}, {"groupSize": None}),
+        ({}, {"parity": 2}),
+        ({"parity": 0}, {"parity": None}),
+        ({}, {"topologyKey": "zone"}),
+        ({"topologyKey": "zone"}, None),
+        ({}, {"encryption": "none"}),
+        ({"encryption": "none"}, {"encryption": None}),
+        ({}, {"bandwidth": "1Gi"}),
+        ({"bandwidth": "1Gi"}, {"bandwidth": 1000}),
+        ({"bandwidth": "1Gi"}, {"bandwidth": None}),
+        ({"bandwidth": "1Gi"}, None),
+    ],
+)
+def test_what_pods_were_told_of_their_peers_can_not_be_changed(plane: ControlPlane, namespace: str, server: Server, before, after):
+    server.create(with_peers(**before))
+    patch = json.dumps({"spec": {"checkpoint": {"peers": after}}})
+    with pytest.raises(AssertionError, match=rf"checkpoint\.peers\.{next(iter(after or before))}.*can't be changed"):
+        plane.kubectl("patch", "tj", "job", "--type=merge", "-p", patch, "-n", namespace)
+
+
+@pytest.mark.cluster
+def test_a_job_whose_peers_stay_the_same_may_be_changed(plane: ControlPlane, namespace: str, server: Server):
+    server.create(with_peers(groupSize=3, bandwidth="1Gi"))
+    patch = json.dumps({"spec": {"workers": {"spares": 1}, "checkpoint": {"peers": {"parity": 1, "bandwidth": "1Gi"}}}})
+    plane.kubectl("patch", "tj", "job", "--type=merge", "-p", patch, "-n", namespace)
 
 
 def _without_none(value: Any) -> Any:
