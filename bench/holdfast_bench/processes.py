@@ -13,6 +13,8 @@ import time
 import uuid
 from pathlib import Path
 
+from holdfast_cluster.environs import environ
+
 MARK = "HOLDFAST_BENCH_MARK"
 _SECONDS = 5.0
 
@@ -23,7 +25,7 @@ def marked(mark: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if needle in (path / "environ").read_bytes().split(b"\0"):
+            if needle in environ(path).split(b"\0"):
                 found.append(int(path.name))
     return found
 

@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 from holdfast_cluster import cgroups, network
 from holdfast_cluster.config import MARKER, ClusterError, Paths
 from holdfast_cluster.daemon import start_time
+from holdfast_cluster.environs import environ
 from holdfast_cluster.shell import run, succeeds, wait_until
 
 
@@ -69,27 +69,10 @@ def _markers(proc: Path = Path("/proc")) -> dict[int, str]:
     for entry in proc.iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                for variable in _environ(entry).split(b"\0"):
+                for variable in environ(entry).split(b"\0"):
                     if variable.startswith(head) and start_time(int(entry.name)) is not None:
                         found[int(entry.name)] = os.fsdecode(variable[len(head) :])
     return found
-
-
-def _environ(entry: Path, patience: float = 1.0) -> bytes:
-    """The environment a process was started with; waits up to `patience` seconds for one that is just being started.
-
-    Who started it may go on, and look here, before the kernel has laid the environment out: it reads as empty until then.
-    """
-    end = time.monotonic() + patience
-    while not (environ := (entry / "environ").read_bytes()) and _in_exec(entry) and time.monotonic() < end:
-        time.sleep(0.001)
-    return environ
-
-
-def _in_exec(entry: Path) -> bool:
-    """Whether a process has its new memory (vsize) and not yet its environment (env_end); proc_pid_stat(5)."""
-    fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    return int(fields[20]) != 0 and int(fields[48]) == 0
 
 
 def _kill_members(paths: Paths) -> None:

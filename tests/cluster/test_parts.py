@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from holdfast_cluster import cleanup, cli, cluster, discovery, images, preflight, shell, storage
+from holdfast_cluster import cleanup, cli, cluster, discovery, environs, images, preflight, shell, storage
 from holdfast_cluster.build import content_key, parse_go_version
 from holdfast_cluster.config import MARKER, ClusterError, Paths, Plan, choose_plan, node_index
 from holdfast_cluster.daemon import Daemon, recall, remember
@@ -300,13 +300,26 @@ def test_a_process_in_the_middle_of_its_start_is_waited_for(tmp_path):
     (entry / "stat").write_text(" ".join([before + ")", *fields[:48], "0", *fields[49:]]))
 
     def laid_out() -> None:
-        (entry / "environ").write_bytes(b"A=1\0" + f"{MARKER}=/here".encode() + b"\0")
-        (entry / "stat").write_text(stat)
+        for name, text in (("environ", f"A=1\0{MARKER}=/here\0"), ("stat", stat)):
+            (tmp_path / name).write_text(text)
+            os.replace(tmp_path / name, entry / name)  # the kernel never shows half a file
 
     timer = threading.Timer(0.1, laid_out)
     timer.start()
     assert cleanup._markers(tmp_path) == {os.getpid(): "/here"}
     timer.join()
+
+
+def test_an_environment_that_comes_between_the_two_looks_is_seen(tmp_path, monkeypatch):
+    """It was empty, and when its process was looked at that was whole: once in a hundred and thirty starts."""
+    (tmp_path / "environ").touch()
+
+    def laid_out_by_now(entry: Path) -> bool:
+        (entry / "environ").write_bytes(b"A=1\0")
+        return False
+
+    monkeypatch.setattr(environs, "_in_exec", laid_out_by_now)
+    assert environs.environ(tmp_path) == b"A=1\0"
 
 
 def test_a_process_without_an_environment_is_not_waited_for(tmp_path):
@@ -315,7 +328,7 @@ def test_a_process_without_an_environment_is_not_waited_for(tmp_path):
     (entry / "environ").touch()
     (entry / "stat").write_text(Path("/proc/self/stat").read_text())
     begun = time.monotonic()
-    assert cleanup._environ(entry, patience=60) == b""
+    assert environs.environ(entry, patience=60) == b""
     assert time.monotonic() - begun < 30
 
 
