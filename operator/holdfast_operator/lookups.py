@@ -16,23 +16,25 @@ from .api import Api, ApiError
 from .observe import NodeHealth
 
 T = TypeVar("T")
+_AGAIN = 2.0  # seconds after a first failure; twice as many after each one more in a row
 _NORMAL = ("Unhealthy", "BackOff", "Failed", "FailedScheduling")  # what still starts, or the pod's own status tells better
 
 
 class Lookup(Generic[T]):
-    """Values by key, fetched in the background, at most once in `every` seconds for each key."""
+    """Values by key, fetched in the background, at most once in `every` seconds for each key; sooner after a failure."""
 
     def __init__(self, fetch: Callable[[str], Awaitable[T]], empty: T, every: float, wake: Callable[[], None]) -> None:
         self._fetch, self._empty, self._every, self._wake = fetch, empty, every, wake
         self._values: dict[str, tuple[float, T]] = {}
-        self._asked: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        self._failures: dict[str, int] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def get(self, key: str) -> T:
         """What is known, if it is not too old; asks for what is missing."""
         at, value = self._values.get(key, (-1e9, self._empty))
         now = time.monotonic()
-        if now - self._asked.get(key, -1e9) > self._every and key not in self._tasks:
+        if now > self._due.get(key, -1e9) and key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._refresh(key))
         return value if now - at <= 4 * self._every + 10 else self._empty
 
@@ -50,9 +52,11 @@ class Lookup(Generic[T]):
             return  # what was known stands for a while
         finally:
             self._tasks.pop(key, None)
-            self._asked[key] = time.monotonic()
+            self._failures[key] = failures = self._failures.get(key, 0) + 1
+            self._due[key] = time.monotonic() + min(self._every, _AGAIN * 2 ** min(failures - 1, 10))
+        now = time.monotonic()
         changed = self._values.get(key, (0.0, self._empty))[1] != value
-        self._values[key] = (time.monotonic(), value)
+        self._values[key], self._due[key], self._failures[key] = (now, value), now + self._every, 0
         if changed:
             self._wake()
 

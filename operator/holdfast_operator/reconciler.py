@@ -21,6 +21,7 @@ from .api import Api, ApiError
 from .apply import Applier
 from .belongings import Belongings, NameTakenError
 from .cache import PodCache
+from .domains import Domains
 from .events import EventPoster
 from .inquiry import Inquiry
 from .keeper import Gone, Keeper
@@ -70,7 +71,7 @@ class Reconciler:
         self._inquiry = Inquiry(self._links.inventory, self.wake)
         self._applier = Applier(services.api, services.settings, self.pods)
         self._nodes = Lookup(self._node, NodeHealth(), 2.0, self.wake)
-        self._labels: Lookup[Mapping[str, str]] = Lookup(self._node_labels, {}, 300.0, self.wake)
+        self._domains = Domains(self._node_labels, self.wake)
         self._taints = Taints(services.api, name, uid, services.settings.taint_nodes)
         self._warnings = Lookup(self._warning, "", 5.0, self.wake)
         self._suspects = Suspects(Policy().lost_after)
@@ -222,6 +223,7 @@ class Reconciler:
         return [v for v in views if v is not None]
 
     def _observe(self, planner: Status, job: Job, now: float) -> Observed:
+        self._domains.settled(planner.stage not in ("new", "gathering"))
         views = (self._view(p, job, now) for p in self.pods.pods)
         return Observed(tuple(v for v in views if v is not None), self._inquiry.answer(planner))
 
@@ -237,10 +239,7 @@ class Reconciler:
         return observe.pod_view(pod, heard, health, note, now, self._domain(node, job))
 
     def _domain(self, node: str, job: Job) -> str:
-        """What fails together with a pod on this node."""
-        if not node or job.topology == pods.HOSTNAME:
-            return node
-        return self._labels.get(node).get(job.topology, "")
+        return self._domains.of(node, job.topology)
 
     def _slot_bytes(self, record: Record, job: JobSpec) -> int:
         """The size that arenas have, for the pods to come: what the user set, else what they have grown to."""
@@ -314,6 +313,6 @@ class Reconciler:
     async def _close(self) -> None:
         self._services.metrics.forget(self.uid)
         await asyncio.gather(
-            self._links.close(), self._inquiry.close(), self._nodes.close(), self._labels.close(), self._warnings.close(),
+            self._links.close(), self._inquiry.close(), self._nodes.close(), self._domains.close(), self._warnings.close(),
             return_exceptions=True,
         )  # fmt: skip
