@@ -10,7 +10,7 @@ from ..protection import Holdings, faults
 from ..timeline import Copy, is_valid
 from . import reasons, sources
 from .passing import Pass
-from .types import Condition, Protection
+from .types import Condition, Job, Protection
 
 
 def update(work: Pass) -> None:
@@ -40,7 +40,16 @@ def _words(work: Pass, count: int, copy: Copy) -> str:
     tail = f", {behind} steps behind memory" if behind else ""
     errors = _errors(work)
     tail += f"; the last round failed: {errors[0]}" if behind and errors else ""
-    return f"{'any node' if count == 1 else f'any {count} nodes'} may be lost: step {copy.step} is in peers' RAM{tail}"
+    return f"{_any(work, count)} may be lost: step {copy.step} is in peers' RAM{tail}"
+
+
+def _domain(work: Pass) -> str:
+    """What fails as a whole, in a word: that of the label whose values are meant."""
+    return "node" if work.job.topology == Job.topology else work.job.topology.rpartition("/")[2]
+
+
+def _any(work: Pass, count: int) -> str:
+    return f"any {_domain(work)}" if count == 1 else f"any {count} {_domain(work)}s"
 
 
 def _errors(work: Pass) -> list[str]:
@@ -59,7 +68,9 @@ def _why_not(work: Pass, whole: bool, domains: Mapping[int, str]) -> str:
         return f"LeftOut: pods {', '.join(map(str, alone))} do not keep up and belong to no group"
     crowded = [name for name, count in Counter(domains.values()).items() if name and count > work.job.peers.parity]
     if whole and crowded:
-        return f"SharedNode: {crowded[0]} runs more pods of a group than may be lost: the job needs more nodes, or more parity"
+        word = _domain(work)
+        which = crowded[0] if word == "node" else f"{word} {crowded[0]}"
+        return f"SharedNode: {which} runs more pods of a group than may be lost: the job needs more {word}s, or more parity"
     return "Replicating: no step is in the RAM of every group yet"
 
 
@@ -68,10 +79,19 @@ def condition(work: Pass) -> Condition | None:
     found = work.status.protection
     if found is None:
         return None
+    unknown = _unlabelled(work)
     if found.faults:
-        text = (
-            f"{'any node' if found.faults == 1 else f'any {found.faults} nodes'} may be lost without losing the protected step"
-        )
-        return Condition(reasons.PROTECTED, True, "PeersHoldParity", text)
+        text = f"{_any(work, found.faults)} may be lost without losing the protected step{unknown}"
+        return Condition(reasons.PROTECTED, True, "TopologyUnknown" if unknown else "PeersHoldParity", text)
     reason, _, message = found.message.partition(": ")
-    return Condition(reasons.PROTECTED, False, reason, message)
+    return Condition(reasons.PROTECTED, False, reason, message + unknown)
+
+
+def _unlabelled(work: Pass) -> str:
+    """Nodes that count as domains of their own though the job names a label: it may be a typo."""
+    if work.job.topology == Job.topology:
+        return ""
+    nodes = sorted({p.node for p in work.current if p.node and p.domain == p.node})
+    more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
+    which = f"{', '.join(nodes[:3])}{more}"
+    return f"; no label {work.job.topology} is known of {which}: each counts by itself" if nodes else ""
