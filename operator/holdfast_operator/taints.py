@@ -1,6 +1,7 @@
 """Taints on nodes that a job avoids, so that other pods avoid them too. Off unless the operator may patch nodes.
 
-Each order is repeated by every pass; what was done is remembered, so that the API server is asked once.
+Each order is repeated by every pass; what was done is remembered, so that the API server is asked once. A taint of another
+job, which serves as well, is looked at now and then: that job may end first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from . import api, names
 from .api import Api, ApiError
 
 log = logging.getLogger(__name__)
-_AGAIN = 30.0  # seconds after a failure
+_AGAIN = 30.0  # seconds after a failure, and between looks at another job's taint
 
 
 class Taints:
@@ -25,6 +26,7 @@ class Taints:
     def __init__(self, client: Api, job: str, uid: str, enabled: bool) -> None:
         self._api, self._value, self._enabled = client, f"{job}-{uid[:5]}", enabled
         self._done: dict[str, bool] = {}
+        self._theirs: dict[str, float] = {}  # when another job's taint was seen
         self._not_before = -1e9
 
     async def apply(self, actions: Iterable[Action]) -> None:
@@ -34,9 +36,8 @@ class Taints:
         wanted = {a.node: isinstance(a, TaintNode) for a in actions if isinstance(a, TaintNode | UntaintNode)}
         try:
             for node, tainted in wanted.items():
-                if self._done.get(node) is not tainted:
+                if self._done.get(node) is not tainted and not (tainted and self._served(node)):
                     await self._write(node, tainted)
-                    self._done[node] = tainted
         except ApiError as error:
             log.warning("taints of nodes are not as they should be: %s", error)
             self._not_before = time.monotonic() + _AGAIN
@@ -46,18 +47,32 @@ class Taints:
         self._not_before = -1e9
         await self.apply([UntaintNode(node) for node, tainted in self._done.items() if tainted])
 
+    def _served(self, node: str) -> bool:
+        return time.monotonic() - self._theirs.get(node, -1e9) < _AGAIN
+
     async def _write(self, node: str, tainted: bool) -> None:
-        try:
-            body = await self._api.get(api.node(node))
-        except ApiError as error:
-            if error.code == 404:
-                return
-            raise
+        body = await self._node(node)
+        if body is None:
+            self._done[node] = tainted
+            return
         before = body.get("spec", {}).get("taints") or []
         after = _with(before, self._value) if tainted else _without(before, self._value)
         if after != before:
             version = body["metadata"]["resourceVersion"]  # a list is replaced whole: by nobody who did not see it
             await self._api.patch(api.node(node), {"metadata": {"resourceVersion": version}, "spec": {"taints": after}})
+        if tainted and after == _without(after, self._value):
+            self._theirs[node] = time.monotonic()
+        else:
+            self._done[node] = tainted
+
+    async def _node(self, name: str) -> dict[str, Any] | None:
+        """None if it is gone: then it needs no taint, and has none."""
+        try:
+            return await self._api.get(api.node(name))
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
 
 
 def _with(taints: list[dict[str, Any]], value: str) -> list[dict[str, Any]]:

@@ -286,7 +286,9 @@ def test_defaults_columns_and_what_can_not_be_changed(plane: ControlPlane, serve
         ({"bandwidth": "1Gi"}, None),
     ],
 )
-def test_what_pods_were_told_of_their_peers_can_not_be_changed(plane: ControlPlane, namespace: str, server: Server, before, after):
+def test_what_pods_were_told_of_their_peers_can_not_be_changed(
+    plane: ControlPlane, namespace: str, server: Server, before, after
+):
     server.create(with_peers(**before))
     patch = json.dumps({"spec": {"checkpoint": {"peers": after}}})
     with pytest.raises(AssertionError, match=rf"checkpoint\.peers\.{next(iter(after or before))}.*can't be changed"):

@@ -45,6 +45,23 @@ def test_another_jobs_taint_stays():
     assert bench.api.written("PATCH") == []
 
 
+def test_a_node_that_another_job_has_tainted_gets_ours_when_theirs_goes(monkeypatch):
+    bench = Bench(OF_ANOTHER_JOB)
+    for _ in range(3):
+        bench.do(TaintNode("n1"))
+    assert len(bench.api.journal) == 1, "looked at once, not by each pass"
+    asyncio.run(Taints(bench.api, "bert", "9999999999", True).apply([UntaintNode("n1")]))  # type: ignore[arg-type]
+    monkeypatch.setattr(taints.time, "monotonic", lambda: 1e12)
+    assert bench.do(TaintNode("n1")) == [OURS]
+
+
+def test_a_job_whose_taint_was_not_needed_takes_back_nothing():
+    bench = Bench(OF_ANOTHER_JOB)
+    bench.do(TaintNode("n1"))
+    asyncio.run(bench.taints.clear())
+    assert bench.api.objects[NODE]["spec"]["taints"] == [OF_ANOTHER_JOB]
+
+
 def test_nothing_is_done_unless_it_is_switched_on():
     bench = Bench(enabled=False)
     assert bench.do(TaintNode("n1")) == []
