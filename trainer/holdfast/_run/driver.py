@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import time
 import types
 import uuid
@@ -32,6 +31,7 @@ from .._log import Once, note
 from ..errors import HoldfastError
 from .agent import Agent
 from .pod import Pod
+from .ports import free_port
 from .screen import Screen
 
 _INTERRUPTED_GRACE = 5.0
@@ -168,9 +168,7 @@ class Driver:
         if command.kind != "prepare":
             return command
         if command.attempt not in self._ports:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self._ports[command.attempt] = probe.getsockname()[1]
+            self._ports[command.attempt] = free_port()
         return replace(command, master_port=self._ports[command.attempt])
 
     def _watch(self) -> None:
