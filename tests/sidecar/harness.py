@@ -22,6 +22,7 @@ import pytest
 from holdfast_core import arena, local, wire
 from holdfast_core.config import CONFIG_ENV, SOCKET, TLS_NAME, SidecarConfig
 from holdfast_core.messages import AgentState, Command, Inventory, Member
+from ports import free_port  # noqa: F401 - handed on
 
 from .images import map_file, seal_content
 from .zygote import Forked
@@ -51,12 +52,6 @@ def eventually(check: Callable[[], object], seconds: float = 10.0, what: str = "
                 return value
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s: {what or check}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from holdfast._state.replicas import Shares, by_number, deal
 from holdfast_core.manifest import CorruptShard, Entry
+from ports import free_port
 
 from trainer.fake_sidecar import python_env
 
@@ -58,9 +58,8 @@ def run(folder: Path, world: int, *arguments: str, replicas: str = "shares") -> 
     """What each rank said at its end."""
     script = folder / "job.py"
     script.write_text(JOB)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HOLDFAST_REPLICAS": replicas}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(world), "HOLDFAST_REPLICAS": replicas, **rendezvous}
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
