@@ -1,10 +1,10 @@
 """Run as a script: training scripts live several lives, each ended by SIGKILL but the last, and once a life without a fault.
 
-    python lives.py CASES      a JSON file: {"modules": [...], "cases": [{folder, world, kills, command}, ...]}
+    python lives.py CASES      a JSON file: {"modules": [...], "cases": [{folder, world, kills, ports, command}, ...]}
 
 The libraries are imported once; each rank of each life is a fork. A life ends at a random moment after its newest step that all
-ranks have sealed has reached the next number of `kills`. Prints a JSON line for each case: at which steps it was killed, the
-output of its last life and that of the life without a fault.
+ranks have sealed has reached the next number of `kills`, and has a MASTER_PORT of its own. Prints a JSON line for each case: at
+which steps it was killed, the output of its last life and that of the life without a fault.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import random
 import runpy
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -65,7 +64,7 @@ def child(output: Path, arguments: list[str]) -> None:
     os._exit(code)
 
 
-def environment(folder: Path, number: int, world: int) -> None:
+def environment(folder: Path, number: int, world: int, port: int) -> None:
     """As torchrun sets it; nothing for one rank."""
     os.environ.update(HOLDFAST_DIR=str(folder), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_RANK")
@@ -73,18 +72,16 @@ def environment(folder: Path, number: int, world: int) -> None:
         os.environ.pop(name, None)
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
     if world > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
         size = str(world)
-        os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, GROUP_RANK="0", GROUP_WORLD_SIZE="1", MASTER_PORT=port)
-        os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="lives", TORCHELASTIC_MAX_RESTARTS="9")
+        os.environ.update(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, GROUP_RANK="0", GROUP_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(TORCHELASTIC_RUN_ID="lives", TORCHELASTIC_MAX_RESTARTS="9")
 
 
 def life(folder: Path, number: int, case: dict[str, Any], kill: int | None, draw: random.Random) -> int:
     """Ranks from start to end; returns the step at which they were killed, -1 if they ended well, else FAILED."""
     world = case["world"]
-    environment(folder, number, world)
+    environment(folder, number, world, case["ports"].pop())
     pids = []
     for rank in range(world):
         if world > 1:

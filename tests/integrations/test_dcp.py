@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from trainer.conftest import local  # noqa: F401 - a fixture
 from trainer.fake_sidecar import python_env
+from trainer.test_run import descendants
 
 pytestmark = pytest.mark.torch
 EXAMPLE = Path(__file__).parents[2] / "examples/dcp/train.py"
@@ -158,14 +161,6 @@ def test_two_ranks_save_shards_that_other_shardings_and_one_process_load(tmp_pat
     assert loaded["n"] == 3
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_under_a_sidecar_a_killed_rank_resumes_from_memory(tmp_path: Path) -> None:
     """`holdfast run` with two ranks: the same hash as a run without a fault."""
@@ -181,7 +176,7 @@ def test_under_a_sidecar_a_killed_rank_resumes_from_memory(tmp_path: Path) -> No
         try:
             if victim is not None:
                 wait_until(lambda: "step 30 " in log.read_text())  # noqa: B023 - called at once
-                os.kill(newest_rank(process.pid), 9)
+                os.kill(pid_of_rank(process.pid, victim), 9)
             assert process.wait(100) == 0, log.read_text()
         finally:
             process.kill()
@@ -199,11 +194,17 @@ def wait_until(condition: Any, seconds: float = 90.0) -> None:
         time.sleep(0.01)
 
 
-def newest_rank(pid: int) -> int:
-    """The pid of a rank: the youngest process below `holdfast run` that has RANK in its environment."""
-    from trainer.test_run import descendants
-
-    return max(p for p in descendants(pid) if "standby" in Path(f"/proc/{p}/cmdline").read_text())
+def pid_of_rank(pid: int, rank: int) -> int:
+    """Who has the rank's arena mapped and is not the sidecar. The standby has the command line of a rank, but no arena."""
+    found = []
+    for process in descendants(pid):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            folder = Path(f"/proc/{process}")
+            mapped = f"/rank-{rank:05d}." in (folder / "maps").read_text()
+            if mapped and "holdfast_sidecar" not in (folder / "cmdline").read_text():
+                found.append(process)
+    assert len(found) == 1, found
+    return found[0]
 
 
 def test_the_step_is_the_last_number_of_the_id() -> None:

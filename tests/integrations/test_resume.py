@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from trainer.fake_sidecar import python_env
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,9 +67,10 @@ def results(library: str, folder: Path) -> dict[str, Any]:
         draw = random.Random(seed)
         requests = []
         for number, (ranks, steps, command) in enumerate(cases.values()):
-            kills = sorted(draw.sample(range(steps - 15), 2))
+            kills = sorted(draw.sample(range(steps // 2), 2))  # early: a script that ends before it is killed proves nothing
             (folder / str(number)).mkdir(parents=True)
-            requests.append({"folder": str(folder / str(number)), "world": ranks, "kills": kills, "command": command})
+            case = {"folder": str(folder / str(number)), "world": ranks, "kills": kills, "command": command}
+            requests.append({**case, "ports": [free_port() for _ in range(4)]})  # the reference, two that are killed, the last
         (folder / "cases.json").write_text(json.dumps({"modules": modules, "seed": seed, "cases": requests}))
         done = subprocess.run(
             [sys.executable, str(HERE / "lives.py"), str(folder / "cases.json")],
