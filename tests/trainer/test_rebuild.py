@@ -144,6 +144,7 @@ def test_many_times_in_a_row_also_without_a_stop_between(called: Start) -> None:
 def test_a_survivor_that_does_not_come_out_is_replaced(called: Start, do: str) -> None:
     job = called(do, HOLDFAST_REBUILD_SECONDS="1")
     first = job.launch(1)
+    wait_until(lambda: asleep(first.pid))  # where it cannot be interrupted, not before
     began = time.monotonic()
     stopped = job.stop(1)
     assert time.monotonic() - began < 10
@@ -154,6 +155,16 @@ def test_a_survivor_that_does_not_come_out_is_replaced(called: Start, do: str) -
     assert second.pid != first.pid
     assert not second.kept
     assert "attempt 2: started 1 process(es)" in job.log()
+
+
+def asleep(pid: int) -> bool:
+    """Its main thread waits, and has not run for a while: who waits for the GIL wakes up every 5 ms."""
+    looks = []
+    for pause in (0.05, 0.0):
+        status = Path(f"/proc/{pid}/status").read_text()
+        looks.append(re.findall(r"^(?:State|\w*voluntary_ctxt_switches):.*$", status, re.MULTILINE))
+        time.sleep(pause)
+    return looks[0] == looks[1] and "S (sleeping)" in looks[0][0]
 
 
 @pytest.mark.parametrize(

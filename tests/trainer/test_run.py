@@ -218,8 +218,21 @@ def test_interrupted_it_leaves_nothing_but_the_store_and_goes_on_from_there(tmp_
     assert steps[0] > safe, f"step {safe} was committed: {log(tmp_path)}"
 
 
+FAILS = """
+import os, sys, time
+attempt, rank = os.environ["HOLDFAST_ATTEMPT"], os.environ["RANK"]
+print("I am", sys.argv[1], flush=True)
+open(f"{attempt}.{rank}", "w").close()
+deadline = time.monotonic() + 10
+while not all(os.path.exists(f"{attempt}.{r}") for r in range(2)):  # the first to leave has the other one stopped
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+sys.exit(3)
+"""
+
+
 def test_a_script_that_fails_every_time(tmp_path: Path, run: Run) -> None:
-    name = script(tmp_path, "import sys; print('I am', sys.argv[1]); sys.exit(3)")
+    name = script(tmp_path, FAILS)
     assert run("-n", "2", name, "here", HOLDFAST_STANDBY="off").wait(40) == 3
     assert log(tmp_path).count("[rank 0] I am here") == 3
     assert "NoProgress" in log(tmp_path)

@@ -28,6 +28,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("count", [2, 3])
 def test_every_thread_of_the_team_takes_part_and_all_is_copied(count: int) -> None:
+    others = _threads()
     torch.set_num_threads(count)
     found = team.fork()
     if found is None:
@@ -42,10 +43,12 @@ def test_every_thread_of_the_team_takes_part_and_all_is_copied(count: int) -> No
     assert batch.finished()
     assert torch.equal(source, to)
     before = _threads()
+    ours = before - others
     (torch.rand(1 << 22) + 1).sum()
     batch.reset()
     batch.run_in(fork, to.data_ptr(), array("I", [0]))
-    assert _threads() == before  # nobody had to be ended or started
+    after = _threads()
+    assert ours <= after <= before  # nobody had to be ended or started; what other tests have left may end now
 
 
 def _threads() -> set[str]:

