@@ -179,7 +179,7 @@ def test_a_container_that_does_not_come_back_loses_its_ranks(make_job: MakeJob) 
     job = make_job(pods=1, tls=False)
     job.begin()
     job.pods[0].launcher.close()
-    job.wait(lambda s: not s.launcher, "launcher gone", 1)
+    job.wait(lambda s: not s.launcher, "launcher gone")
     job.wait(lambda s: s.phase == "exited" and s.ranks[0].state == "lost", "ranks lost")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from holdfast_sidecar import injection
 from holdfast_sidecar.stores.base import StoreError, pieces
 from holdfast_sidecar.stores.lane import Abandoned, Lane, Pulse
 from holdfast_sidecar.trainers import skip_reason
+
+from .harness import eventually
 
 
 def test_a_call_returns_what_the_work_returns_or_raises() -> None:
@@ -31,23 +34,20 @@ def test_a_hanging_call_is_given_up_and_others_fail_at_once_until_it_returns() -
         with pytest.raises(StoreError, match="has not answered for"):
             await asyncio.wait_for(lane.call(lambda _: 5), 0.2)
         release.set()
-        for _ in range(100):
-            if not lane._hanging:
-                break
-            await asyncio.sleep(0.02)
+        await asyncio.to_thread(eventually, lambda: not lane._hanging)
         assert await lane.call(lambda _: 5) == 5
 
     asyncio.run(main())
 
 
 def test_progress_keeps_a_slow_call_alive_and_a_cancelled_one_stops_at_its_next_beat() -> None:
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     def work(pulse: Pulse) -> str:
-        pause = threading.Event()
+        began.set()
         try:
-            for _ in range(12):
-                pause.wait(0.05)
+            for _ in range(25):  # longer than the lane lets one be silent
+                time.sleep(0.1)
                 pulse.beat()
         except Abandoned:
             ended.set()
@@ -55,16 +55,20 @@ def test_progress_keeps_a_slow_call_alive_and_a_cancelled_one_stops_at_its_next_
         return "done"
 
     async def main() -> None:
-        lane = Lane("pvc", stall=0.4)
+        lane = Lane("pvc", stall=2.0)
         assert await lane.call(work) == "done"
         with pytest.raises(StoreError):
             await lane.call(work, limit=0.1)
+        assert await asyncio.to_thread(ended.wait, 10)
+        await asyncio.to_thread(eventually, lambda: not lane._hanging)  # else the next one is refused
+        began.clear()
         ended.clear()
         task = asyncio.create_task(lane.call(work))
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(began.wait, 10)
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert await asyncio.to_thread(ended.wait, 5)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(ended.wait, 10)
 
     asyncio.run(main())
 

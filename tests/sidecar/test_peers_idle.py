@@ -82,21 +82,26 @@ def test_the_threads_that_move_bytes_let_others_go_first(make_pods: MakePods) ->
     job = make_pods(2, bandwidth=100_000)
     copy = job.seal(1, [1_000_000] * 2)
 
-    async def look_in_the_middle() -> set[tuple[str, int, int]]:
-        work = asyncio.create_task(job.pods[0].peers.encode(0, copy, (0, 1), 1, job.places))
-        await asyncio.to_thread(eventually, lambda: job.pods[1].peers._server.sent > 1000)  # type: ignore[union-attr]
-        threads = [t for t in threading.enumerate() if t.name in ("peer", "encode-0") and t.native_id]
-        found = {(t.name, *scheduling(t.native_id or 0)) for t in threads}
-        work.cancel()
-        return found
+    before = set(threading.enumerate())  # other tests' threads may still be ending
+    expected = {("peer", NICENESS, os.SCHED_BATCH), ("encode-0", NICENESS, os.SCHED_BATCH)}
 
-    found = asyncio.run(asyncio.wait_for(look_in_the_middle(), 20))
-    assert found == {("peer", NICENESS, os.SCHED_BATCH), ("encode-0", NICENESS, os.SCHED_BATCH)}
+    async def look_in_the_middle() -> None:
+        work = asyncio.create_task(job.pods[0].peers.encode(0, copy, (0, 1), 1, job.places))
+        await asyncio.to_thread(eventually, lambda: movers(before) == expected, what="all who move bytes are behind")
+        work.cancel()
+
+    asyncio.run(asyncio.wait_for(look_in_the_middle(), 20))
     assert os.getpriority(os.PRIO_PROCESS, 0) == 0, "the event loop does not"
 
 
-def scheduling(thread: int) -> tuple[int, int]:
-    return os.getpriority(os.PRIO_PROCESS, thread), os.sched_getscheduler(thread)
+def movers(before: set[threading.Thread]) -> set[tuple[str, int, int]]:
+    """New threads that move bytes: name, niceness and policy."""
+    found = set()
+    for thread in set(threading.enumerate()) - before:
+        if thread.name in ("peer", "encode-0") and (number := thread.native_id):
+            with contextlib.suppress(ProcessLookupError):
+                found.add((thread.name, os.getpriority(os.PRIO_PROCESS, number), os.sched_getscheduler(number)))
+    return found
 
 
 # --- alone
