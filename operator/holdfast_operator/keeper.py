@@ -47,20 +47,29 @@ class Keeper:
         known = self._announced is None or self._announced in self._own
         if known and not self._stale and self._readable:
             return
-        try:
-            body = await self._api.get(self._path)
-        except ApiError as error:
-            if error.code == 404:
-                raise Gone from error
-            raise
-        if body["metadata"]["uid"] != self._uid:
-            raise Gone
+        body = await self._read()
         mine = body.get("status") == self.body.get("status") and bool(self.body)
         self._take(body)
         if not mine or not self._readable:
             self._readable = False
             self.record = status.restore(body.get("status") or {})
             self._readable = True
+
+    async def _read(self) -> dict[str, Any]:
+        """What is announced, or distrusted, while the answer is under way may be newer than the answer."""
+        announced, self._stale = self._announced, False
+        try:
+            body = await self._api.get(self._path)
+        except ApiError as error:
+            self._stale = True
+            if error.code == 404:
+                raise Gone from error
+            raise
+        if body["metadata"]["uid"] != self._uid:
+            raise Gone
+        if self._announced == announced:
+            self._announced = None
+        return body
 
     async def save(self, record: Record, document: Mapping[str, Any], now: float) -> None:
         """Write the status if it must be written now; raises ApiError (409: somebody was faster)."""
@@ -79,7 +88,9 @@ class Keeper:
             self._stale = True
             raise
         self._written_at = now
+        if self._announced in self._own:
+            self._announced = None
 
     def _take(self, body: dict[str, Any]) -> None:
-        self.body, self._stale, self._announced = body, False, None
+        self.body = body
         self._own.append(body["metadata"]["resourceVersion"])

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 _GAP = 0.05  # seconds between passes, at least: many wake-ups become one
 _LIST_TRIES = 5
-_RELIST = 30.0  # seconds between lists of the job's pods; watch events may be lost
-_IDLE = 60.0  # seconds between passes of an ended or refused job
+_RELIST = 30.0  # seconds between lists of the job's pods, and between looks at a refused job; watch events may be lost
+_IDLE = 60.0  # seconds between passes of an ended job
 _LONGEST = 10.0  # seconds of back-off after errors
 _SILENT = 1.0  # seconds without a heartbeat after which the pod's node is looked at
 _MOST_LOST = 32  # pods that a new one is told to keep away from; more would make its object large
@@ -75,7 +75,7 @@ class Reconciler:
         self._taints = Taints(services.api, name, uid, services.settings.taint_nodes)
         self._warnings = Lookup(self._warning, "", 5.0, self.wake)
         self._suspects = Suspects(Policy().lost_after)
-        self._listed = -1e9
+        self._listed = self._doubted = -1e9
         self._problem: Problem | None = None
         self._trouble = ""
         self._ended = -1e9
@@ -187,7 +187,10 @@ class Reconciler:
             await self.keeper.write(document, now)
         self._announce(problem)
         self._sample(self.keeper.record.planner)
-        return _IDLE
+        if time.monotonic() - self._doubted >= _RELIST:
+            self._doubted = time.monotonic()
+            self.keeper.distrust()
+        return _RELIST
 
     def _announce(self, problem: Problem | None) -> None:
         """A problem that is new becomes an event."""
