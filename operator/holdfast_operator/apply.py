@@ -86,6 +86,7 @@ class Applier:
         if refusal and time.monotonic() < refusal.again:
             return
         body = self._body(spec, slot_bytes, action, where)
+        self._cache.expect(name)
         try:
             made = await self._api.create(api.core(spec.job.namespace, "pods"), body)
         except ApiError as error:
@@ -97,7 +98,7 @@ class Applier:
             raise
         log.info("%s/%s: created pod %s", spec.job.namespace, spec.job.name, name)
         self._refusals.pop(name, None)
-        self._cache.event("ADDED", made)
+        self._cache.made(made)
 
     def _body(self, spec: JobSpec, slot_bytes: int, action: CreatePod | CreateSpare, where: Where) -> dict[str, Any]:
         if isinstance(action, CreateSpare):

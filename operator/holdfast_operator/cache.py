@@ -13,6 +13,7 @@ class PodCache:
 
     def __init__(self) -> None:
         self._pods: dict[str, Body] = {}
+        self._expected: set[str] = set()
         self.changes = 0
 
     @property
@@ -23,10 +24,21 @@ class PodCache:
     def event(self, kind: str | None, pod: Body) -> None:
         """Apply a watch event (`kind` None: from the list at the start of a watch)."""
         self.changes += 1
+        self._expected.discard(pod["metadata"]["name"])
         if kind == "DELETED":
             self._pods.pop(pod["metadata"]["name"], None)
         else:
             self._pods[pod["metadata"]["name"]] = pod
+
+    def expect(self, name: str) -> None:
+        """A pod is about to be created; call `made` with the answer."""
+        self._expected.add(name)
+
+    def made(self, pod: Body) -> None:
+        """The answer to a creation, before its event as a rule. If events of the pod came first, they are newer."""
+        name = pod["metadata"]["name"]
+        if name in self._expected and name not in self._pods:
+            self.event("ADDED", pod)
 
     def listed(self, pods: Iterable[Body], changes: int) -> bool:
         """Replace all by a list that was asked for when `changes` stood so; False if it is out of date."""
