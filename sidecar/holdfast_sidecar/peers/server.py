@@ -111,9 +111,7 @@ class PeerServer:
             channel = self._access.to_client(sock, STALL)
             if channel is not None:
                 held = channel.sock
-                with self._lock:
-                    self._clients.discard(sock)
-                    self._clients.add(held)
+                self._shook_hands(sock, held)
                 self._converse(channel)
         except (Refused, documents.WireError) as error:
             _log.warning("a connection from %s was refused: %s", address, error)
@@ -124,6 +122,14 @@ class PeerServer:
         finally:
             self._end(held)
             sock.close()
+
+    def _shook_hands(self, raw: socket.socket, sock: socket.socket) -> None:
+        """Who closes the server meanwhile does not reach this connection: TLS has taken the socket over."""
+        with self._lock:
+            self._clients.discard(raw)
+            if self._listener is None:
+                raise Closed("the server is closed")
+            self._clients.add(sock)
 
     def _converse(self, channel: Channel) -> None:
         while True:
