@@ -7,10 +7,13 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from holdfast_core.arena import ArenaError
+from holdfast_core.messages import Parity
 from holdfast_sidecar.peers import PeerError, parity_file
+from holdfast_sidecar.peers.parity_file import ParityFile
 from holdfast_sidecar.slots import NoMemory
 
 from .conftest import MakePods
@@ -54,6 +57,25 @@ def test_the_parity_before_stays_until_it_is_not_kept_any_more(make_pods: MakePo
     encode(job, 0, third)
     assert {p.copy for p in store.whole()[0]} == {second, third}
     assert store.total_bytes == taken
+
+
+def test_who_looks_while_a_buffer_is_made_anew_sees_what_is_whole(make_pods: MakePods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop tells the operator what there is, while threads begin and clear buffers."""
+    job, copy = protected(make_pods)
+    encode(job, 0, copy)
+    store, kind = job.pods[0].peers.parity, Parity(copy, (0, 1, 2), 1)
+    whole = type(store)._whole
+
+    def cleared_meanwhile(*arguments: Any) -> list[ParityFile]:
+        found = whole(*arguments)
+        for file in found:
+            file.clear()
+        return found
+
+    assert store.holds(0, kind)
+    monkeypatch.setattr(type(store), "_whole", cleared_meanwhile)
+    assert store.whole() == {}
+    assert not store.holds(0, kind)
 
 
 def test_a_failure_leaves_the_parity_before_as_it_was(make_pods: MakePods) -> None:

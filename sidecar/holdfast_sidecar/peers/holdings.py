@@ -140,7 +140,8 @@ class Holdings:
 
     def _row(self, copy: Copy, rank: int, row: int) -> Readable:
         file = self._parity.find(rank, copy) if rank in self._arenas.ranks else None
-        if file is None or file.code is None or not 0 <= row < file.code.parity:
+        code = file.code if file is not None else None
+        if file is None or code is None or not 0 <= row < code.parity:
             raise ArenaError(f"there is no parity of step {copy.step} for rank {rank} here")
         return ParityBytes(file, row)
 

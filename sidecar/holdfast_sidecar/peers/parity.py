@@ -77,7 +77,8 @@ class ParityStore:
 
     def whole(self) -> dict[int, tuple[Parity, ...]]:
         """What is whole, by rank."""
-        return {rank: found for rank in self._arenas.ranks if (found := tuple(_describe(f) for f in self._whole(rank)))}
+        found = {rank: [_describe(file) for file in self._whole(rank)] for rank in self._arenas.ranks}
+        return {rank: kinds for rank, held in found.items() if (kinds := tuple(k for k in held if k is not None))}
 
     def _whole(self, rank: int) -> list[ParityFile]:
         return [file for file in self._files[rank] if file is not None and file.whole]
@@ -92,8 +93,9 @@ class ParityStore:
 
     def held(self, copy: Copy, rank: int) -> tuple[Held, ...]:
         """The whole parities of a copy whose codeword has `rank` in it."""
-        files = (f for mine in self._arenas.ranks for f in self._whole(mine) if f.copy == copy)
-        return tuple(Held(f.rank, f.code) for f in files if f.code is not None and rank in f.code.group)
+        files = (f for mine in self._arenas.ranks for f in self._whole(mine))
+        known = ((f.rank, f.code) for f in files)
+        return tuple(Held(mine, code) for mine, code in known if code is not None and code.copy == copy and rank in code.group)
 
     # --- what is done with it
 
@@ -135,7 +137,8 @@ class ParityStore:
     def _kept_of(self, rank: int) -> frozenset[Copy]:
         if self._kept is not None:
             return self._kept
-        return frozenset([max(f.copy for f in self._whole(rank) if f.copy is not None)]) if self._whole(rank) else frozenset()
+        copies = [copy for file in self._whole(rank) if (copy := file.copy) is not None]
+        return frozenset([max(copies)]) if copies else frozenset()
 
     def _make(self, rank: int, number: int, code: Code) -> ParityFile:
         """The old buffer goes first: its memory is needed. Whoever still reads it keeps its own mapping."""
@@ -163,6 +166,7 @@ class ParityStore:
         file.finish(self._config.job_uid)
 
 
-def _describe(file: ParityFile) -> Parity:
-    assert file.code is not None
-    return Parity(file.code.copy, file.code.group, file.code.parity)
+def _describe(file: ParityFile) -> Parity | None:
+    """None if another thread has just cleared it."""
+    code = file.code
+    return Parity(code.copy, code.group, code.parity) if code is not None else None

@@ -105,7 +105,8 @@ class ParityFile:
     @property
     def copy(self) -> Copy | None:
         """Of what copy the whole parity is."""
-        return self.code.copy if self.code is not None and self.whole else None
+        code = self.code  # once: another thread may clear it
+        return code.copy if code is not None and self.whole else None
 
     @property
     def _known(self) -> Code:
