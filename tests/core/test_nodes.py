@@ -148,22 +148,47 @@ def lost_pod(**more) -> PodView:
     return PodView("gpt-01234-0-1", 0, 1, **({"phase": "Running", "node": "n0", "deleting": True} | more))
 
 
+FORCED = DeletePod("gpt-01234-0-1", "node n0 is dead", force=True)
+REPLACED = DeletePod("gpt-01234-0-1", "replaced by a newer incarnation")
+
+
 @pytest.mark.parametrize(
     ("allowed", "dead", "pod", "expected"),
     [
-        (True, True, lost_pod(node_ready=False), DeletePod("gpt-01234-0-1", "node n0 is dead", force=True)),
-        (True, True, lost_pod(node_lease_age=25.0), DeletePod("gpt-01234-0-1", "node n0 is dead", force=True)),
+        (True, True, lost_pod(node_ready=False), FORCED),
+        (True, True, lost_pod(node_lease_age=25.0), FORCED),
         (True, True, lost_pod(node_ready=True, node_lease_age=4.0), None),  # Kubernetes hears it: it will end the pod
         (True, True, lost_pod(), None),  # not known
-        (True, False, lost_pod(node_ready=False), None),  # deleted by somebody, before its node died
+        # deleted by somebody, before its node died: only Kubernetes can tell, and both of its signs must agree
+        (True, False, lost_pod(node_ready=False, node_lease_age=25.0), FORCED),
+        (True, False, lost_pod(node_ready=False), None),  # no lease can be read
+        (True, False, lost_pod(node_ready=False, node_lease_age=4.0), None),  # its kubelet lives, and will end the pod
+        (True, False, lost_pod(node_lease_age=25.0), None),  # the API server may have been away
+        (True, False, lost_pod(deleting=False, node_ready=False), REPLACED),
+        (False, False, lost_pod(node_ready=False, node_lease_age=25.0), None),
         (False, True, lost_pod(node_ready=False), None),  # not allowed
-        (False, True, lost_pod(deleting=False), DeletePod("gpt-01234-0-1", "replaced by a newer incarnation")),
+        (False, True, lost_pod(deleting=False), REPLACED),
     ],
 )
 def test_which_pods_are_deleted_by_force(allowed: bool, dead: bool, pod: PodView, expected: DeletePod | None):
     status = Status(stage="gathering", attempt=2, workers=(Worker(0, 2),), dead_pods=(pod.name,) if dead else ())
     decided = plan(job(replicas=1, force_delete=allowed), Observed((pod,)), status, 1000.0)
     assert [a for a in decided.actions if isinstance(a, DeletePod)] == ([expected] if expected else [])
+
+
+def test_a_pod_that_was_going_when_its_node_died_is_deleted_by_force():
+    shape = job(parity=1, force_delete=True)
+    world = World(shape, steps=100)
+    world.run_to_step(10)
+    world.delete_pod(1, grace=30.0)
+    world.power_off(1)
+    world.run(lambda w: w.status.recoveries == 1)
+    old = next(p for p in world.pods.values() if p.name == "gpt-01234-1-1")
+    assert old.deleting is not None
+    view = replace(world._view(old), agent=None, agent_age=None, node_ready=False, node_lease_age=45.0)
+    others = (world._view(p) for p in world.pods.values() if p is not old)
+    decided = plan(shape, Observed((view, *others)), world.status, world.now)
+    assert DeletePod(old.name, "node n1 is dead", force=True) in decided.actions
 
 
 def test_pods_of_a_dead_node_are_remembered_until_they_are_gone():

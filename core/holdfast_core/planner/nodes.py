@@ -79,9 +79,12 @@ def suspects(status: Status, now: float) -> dict[str, float]:
 
 
 def dead(work: Pass, pod: PodView) -> bool:
-    """Whether a replaced pod was lost by the death of its node, as far as Kubernetes can tell too."""
-    confirmed = pod.node_ready is False or (pod.node_lease_age or 0.0) > _LEASE_STALE
-    return pod.name in work.status.dead_pods and confirmed
+    """Whether a replaced pod was lost by the death of its node, as far as Kubernetes can tell too. Of one that was going already
+    nobody else can: both signs must agree then, since a kubelet that lives will end it."""
+    stale = (pod.node_lease_age or 0.0) > _LEASE_STALE
+    if pod.name in work.status.dead_pods:
+        return pod.node_ready is False or stale
+    return pod.deleting and pod.node_ready is False and stale
 
 
 def release(work: Pass) -> None:
