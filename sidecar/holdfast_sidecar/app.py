@@ -24,7 +24,7 @@ from holdfast_core.config import LIB_DIR, SOCKET, SidecarConfig
 from holdfast_core.messages import Command, Order, Reached
 from holdfast_core.timeline import Copy
 
-from . import tls
+from . import assumed, tls
 from .api import Api, monitoring
 from .arenas import Arenas
 from .changes import Changes
@@ -104,7 +104,7 @@ class App:
     def _assume(self, index: int) -> None:
         """This spare takes the place of a pod: from now on it has that one's ranks. Kept for a restart of this container."""
         config = replace(self.config, index=index, first_rank=index * self.config.processes)
-        self._assumed.write_text(str(index))
+        assumed.save(self._assumed, index)
         self.config = self.lifecycle.config = config
         self.arenas.assume(config)
         self.ranks.assume(config.first_rank)
@@ -121,8 +121,9 @@ class App:
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         self._loop = asyncio.get_running_loop()
         self._make_folders()
-        if self.config.index < 0 and self._assumed.exists():
-            self._assume(int(self._assumed.read_text()))
+        index = assumed.load(self._assumed) if self.config.index < 0 else None
+        if index is not None:
+            self._assume(index)
         if self.config.tls_dir:
             self._client_tls = tls.client_context(Path(self.config.tls_dir))
         self.lifecycle.resume()

@@ -7,9 +7,11 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
 from holdfast_core.config import PeersConfig
 from holdfast_core.messages import PEERS, Command, Parity, Source
 from holdfast_core.timeline import Copy, Resume
+from holdfast_sidecar import assumed
 from holdfast_sidecar.group.protect import PACE_SECONDS
 
 from .conftest import MakeJob
@@ -189,6 +191,29 @@ def test_a_spare_takes_the_lost_pods_ranks_and_keeps_them_over_a_restart(make_jo
         job.wait(lambda s: s.protected == Copy(2, 1) and len(s.parity) == 2, "protected again")
     finally:
         spare.close()
+
+
+@pytest.mark.parametrize("left", ["", "1x", "-3"])
+def test_a_spare_that_was_killed_while_it_wrote_down_its_index_starts_as_a_spare(make_job: MakeJob, left: str) -> None:
+    config = make_job(1, peers=ON).sidecars[0].config
+    shared = Path(f"{config.shared_dir}s")
+    (shared / "run").mkdir(parents=True)
+    (shared / "run" / "index").write_text(left)
+    ports = {"api_port": free_port(), "peer_port": free_port(), "metrics_port": free_port()}
+    spare = Sidecar(dataclasses.replace(config, pod="gpt-s1", index=-1, shared_dir=str(shared), **ports))
+    try:
+        assert spare.start().state().index == -1
+    finally:
+        spare.close()
+
+
+def test_an_index_is_written_down_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "index"
+    assumed.save(path, 12)
+    assert assumed.load(path) == 12
+    monkeypatch.setattr("os.replace", lambda *_: None)  # killed just before
+    assumed.save(path, 7)
+    assert assumed.load(path) == 12
 
 
 def test_a_step_that_is_protected_anew_in_other_groups_is_protected_in_the_old_ones_until_then(make_job: MakeJob) -> None:
