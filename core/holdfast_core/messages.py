@@ -132,6 +132,7 @@ class AgentState:
     `phase`: idle -> preparing -> prepared -> running -> (stopping ->) exited -> finished; `failed` is a failed prepare,
     explained in `error`. `sealed` lists the valid snapshots in RAM by rank, `committed` the newest step known to be sealed
     by all ranks. `error_source` is the source that could not be used, `passing`: at that moment.
+    `brought`: bytes of the source's step that this preparation has brought so far from peers or a store.
 
     `step_seconds` and `cost_seconds` are medians over the last steps and snapshots of the slowest rank (None: too few yet): the
     time of a step, and what a snapshot takes from the training loop. `capture` is the trainer's word on how it captures, and
@@ -168,6 +169,7 @@ class AgentState:
     protected: Copy | None = None  # newest step that every group is known to hold whole parity of
     unprotected: tuple[int, ...] = ()  # pods that the groups were made without, because they do not keep up
     replication: Replication | None = None
+    brought: int = 0
     silent: dict[int, float] = field(default_factory=dict)  # watched pods that do not answer here: seconds, by index
     version: int = VERSION
 

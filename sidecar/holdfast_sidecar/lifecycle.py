@@ -28,7 +28,7 @@ from .group.coordinator import Coordinator
 from .group.member import Member
 from .launcher import Launcher
 from .metrics import Metrics
-from .prepare import Preparation, PrepareFailed
+from .prepare import Preparation, PrepareFailed, Progress
 from .ranks import Ranks
 from .record import Record, RecordFile
 from .replication import Replicator
@@ -67,6 +67,7 @@ class Lifecycle:
         self.metrics, self.changes, self._records, self.replicator = metrics, changes, records, replicator
         self.record = Record(config.job_uid)
         self.trace = Trace(config.trace, self._where)
+        self.progress = Progress()
         self.launcher = Launcher(ranks, lambda: self.record.attempt, self.processes_changed)
         self.uploads = Uploads(arenas, levels, metrics)
         self.coordinator: Coordinator | None = None
@@ -179,13 +180,14 @@ class Lifecycle:
         self._tasks["prepare"] = asyncio.create_task(self._prepare_and_join(command))
 
     async def _prepare_and_join(self, command: Command) -> None:
-        started = time.monotonic()
+        started, self.progress = time.monotonic(), Progress()
+        parts = (self.arenas, self.launcher, self.levels, self.metrics, self.replicator)
         try:
-            await Preparation(self.arenas, self.launcher, self.levels, self.metrics, self.replicator).run(command)
+            await Preparation(*parts, self.progress).run(command)
         except PrepareFailed as error:
             _log.warning("attempt %d can't start: %s", command.attempt, error)
             self._update(phase=phases.FAILED, error=str(error), error_source=error.source, passing=error.passing)
-            self.trace.source("failed", error.source, rank=error.source.rank if error.source else -1)
+            self.trace.source("failed", error.source, rank=error.source.rank if error.source else -1, passing=error.passing)
             return
         except Exception as error:  # noqa: BLE001 - a defect of ours must not leave the attempt hanging
             _log.exception("attempt %d can't start", command.attempt)

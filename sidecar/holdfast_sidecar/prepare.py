@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from holdfast_core import arena
 from holdfast_core.arena import NO_STEP, ArenaError
@@ -40,6 +41,19 @@ class PrepareFailed(Exception):
         self.source, self.passing = source, passing
 
 
+class Progress:
+    """Bytes brought so far, counted by the threads that bring them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.nbytes = 0
+
+    def add(self, nbytes: int) -> None:
+        """So many more."""
+        with self._lock:
+            self.nbytes += nbytes
+
+
 @dataclass
 class Preparation:
     """One run of it. Cancelled when a higher attempt arrives."""
@@ -49,6 +63,7 @@ class Preparation:
     levels: Mapping[str, Level]
     metrics: Metrics
     replicator: Replicator | None = None
+    progress: Progress = field(default_factory=Progress)
 
     async def run(self, command: Command) -> None:
         """All steps in order; raises PrepareFailed."""
@@ -115,7 +130,7 @@ class Preparation:
         if level == PEERS:
             if self.replicator is None:
                 raise ArenaError("this pod has no connection to its peers")
-            return await self.replicator.rebuild(rank, copy, attempt)
+            return await self.replicator.rebuild(rank, copy, attempt, self.progress.add)
         return await self._fetch(rank, copy, level, attempt)
 
     def _verify(self, view: SlotView) -> int:
@@ -142,6 +157,7 @@ class Preparation:
 
     def _fetch_blocking(self, steps: Steps, pulse: Pulse, rank: int, copy: Copy, attempt: int) -> int:
         target: list[tuple[arena.ArenaHeader, memoryview, int]] = []
+        pulse.heard = self.progress.add
 
         def allocate(manifest: SlotManifest) -> memoryview:
             file, index, data = self.arenas.allocate(rank, manifest, copy.step)

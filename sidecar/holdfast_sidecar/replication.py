@@ -20,7 +20,7 @@ from holdfast_core.timeline import Copy
 from .arenas import Arenas
 from .group.keeping import Kept, ordered, prepared
 from .metrics import Metrics
-from .peers import PeerError, PeerPlace, Peers
+from .peers import Heard, PeerError, PeerPlace, Peers
 
 _log = logging.getLogger(__name__)
 Report = Callable[[Reached], None]
@@ -152,9 +152,10 @@ class Replicator:
             task.cancel()
         self._tasks, self._order = [], None
 
-    async def rebuild(self, rank: int, copy: Copy, attempt: int) -> int:
-        """Bring a lost rank's snapshot into a slot here; bytes. Raises PeerError, ArenaError or CorruptShard."""
-        return await self.peers.rebuild(rank, copy, [place(m) for m in self._members], attempt)
+    async def rebuild(self, rank: int, copy: Copy, attempt: int, heard: Heard) -> int:
+        """Bring a lost rank's snapshot into a slot here; bytes, and `heard` of them meanwhile. Raises PeerError, ArenaError or
+        CorruptShard."""
+        return await self.peers.rebuild(rank, copy, [place(m) for m in self._members], attempt, heard)
 
 
 def place(member: Member) -> PeerPlace:

@@ -31,6 +31,7 @@ class States:
             error=record.error,
             error_source=record.error_source,
             passing=record.passing,
+            brought=life.progress.nbytes,
             ranks=() if waits else life.ranks.states(),
             sealed={} if waits else life.arenas.sealed(),
             committed=record.committed,

@@ -21,6 +21,7 @@ KINDS = {
     "wrong": "the operator takes a pod for lost that is fine",
     "corrupt": "a bit of a snapshot or of parity flips in RAM",
     "rot": "a shard in the store is corrupt",
+    "away": "peers are out of reach for a moment, for one that brings a lost rank back from them",
     "cut": "a connection to the coordinator breaks, with what was on the wire",
     "slow": "a member stays away for long, or a round takes too long",
     "stall": "what a pod tells the operator is late",
@@ -49,7 +50,7 @@ def _of_pod(scene: Scene, k: int) -> Iterator[Action]:
     simple = (
         ("process", "kill", pod.process == "up"), ("process", "tear", torn and pod.process == "up"),
         ("restart", "restart", True), ("pod", "remove", True),
-        ("cut", "cut", pod.link == LINKED), ("stall", "stall", entry.view < 0),
+        ("away", "away", sidecar.asks_peers(pod)), ("cut", "cut", pod.link == LINKED), ("stall", "stall", entry.view < 0),
         ("wrong", "misjudge", not entry.noticed),
     )  # fmt: skip
     yield from ((action, label) for kind, action, possible in simple if possible and scene.left(kind))
@@ -162,6 +163,11 @@ def _darkened(pod: Pod) -> Pod:
     return pod._replace(net=DARK)
 
 
+def _away(scene: Scene, label: str) -> None:
+    scene.spend("away")
+    scene.step(scene.at(label), sidecar.out_of_reach)
+
+
 def _cut(scene: Scene, label: str) -> None:
     scene.spend("cut")
     pods.cut(scene, scene.at(label))
@@ -237,7 +243,7 @@ def _stray(scene: Scene) -> None:
 
 
 DO: dict[str, Callable[..., None]] = {
-    "kill": _kill, "tear": _tear, "restart": _restart, "remove": _remove, "power": _power, "part": _part, "cut": _cut,
-    "stall": _stall, "misjudge": _misjudge, "flip": _flip, "damage": _damage, "rot": _rot, "delay": _delay, "hang": _hang,
-    "crash": _crash, "lose": _lose, "stray": _stray,
+    "kill": _kill, "tear": _tear, "restart": _restart, "remove": _remove, "power": _power, "part": _part, "away": _away,
+    "cut": _cut, "stall": _stall, "misjudge": _misjudge, "flip": _flip, "damage": _damage, "rot": _rot, "delay": _delay,
+    "hang": _hang, "crash": _crash, "lose": _lose, "stray": _stray,
 }  # fmt: skip

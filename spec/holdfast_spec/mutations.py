@@ -173,6 +173,10 @@ MUTATIONS = (
         f"{_FAILURES}:exclude", "(*work.status.excluded, source)", "work.status.excluded", worlds.ROTTEN,
     ),
     Mutation(
+        "put-off-for-good", "peers that were out of reach twice are never asked again",
+        f"{_STAGES}:_reject", "failures.put_off(work, source, why)", "failures.exclude(work, source, why)", worlds.AWAY,
+    ),
+    Mutation(
         "not-all-there", "a source is decided before all pods are heard",
         f"{_STAGES}:_gather", "if len(pods) < work.job.replicas or not all(_ready(p) for p in pods):",
         "if False:", worlds.LOSSES,

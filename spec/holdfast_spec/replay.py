@@ -101,6 +101,7 @@ class _Run:
     holds: dict[Copy, set[tuple[int, _Kind]]] = field(default_factory=dict)
     committed: dict[str, Copy] = field(default_factory=dict)
     rejected: set[Copy] = field(default_factory=set)
+    doubted: set[tuple[Copy, int]] = field(default_factory=set)  # with the rank that asked
     kinds: frozenset[_Kind] = frozenset()
     first: int = 0
     cuts: list[_Cut] = field(default_factory=list)
@@ -180,7 +181,11 @@ class _Run:
         return gone <= covered and all(len(gone & set(group)) <= parity for group, parity in self.kinds)
 
     def _failed(self, event: Event) -> None:
-        self.rejected.add(_copy(event))
+        """Who is out of reach for a moment is asked again; after that another level has its turn."""
+        seen = (_copy(event), event["rank"])
+        if not event.get("passing") or seen in self.doubted:
+            self.rejected.add(_copy(event))
+        self.doubted.add(seen)
 
     # --- steps
 

@@ -116,6 +116,18 @@ def reject(pod: Pod, source: Source, *, passing: bool = False) -> Pod:
     return pod._replace(phase="failed", ready=False, rejected=replace(source, rank=pod.index), passing=passing)
 
 
+def asks_peers(pod: Pod) -> bool:
+    """Whether it is bringing its rank back from them."""
+    return pod.ready and pod.prepare is not None and pod.prepare.source is not None and level_of(pod) == PEERS
+
+
+def out_of_reach(pod: Pod) -> Pod:
+    """`Rebuilder.run` has waited for them long enough."""
+    assert pod.prepare is not None
+    assert pod.prepare.source is not None
+    return reject(pod, replace(pod.prepare.source, level=PEERS), passing=True)
+
+
 def level_of(pod: Pod) -> str:
     """`Preparation._level`."""
     assert pod.prepare is not None

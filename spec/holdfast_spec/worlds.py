@@ -83,7 +83,15 @@ SLOW = World(
     eager=_OPERATOR | {"join", "seal"},
 )
 
-SMALL = (CALM, TWO_SLOTS, KEPT, KILLS, FENCES, LOSSES, ZOMBIES, STORED, ROTTEN, FLIPPED, BITS, CUTS, SLOW)
+AWAY = World(
+    "away",
+    "a node loses power, and the peers that bring its rank back are out of reach, again and again",
+    steps=0,
+    faults={"node": 1, "away": 3},
+    eager=_ALL,
+)
+
+SMALL = (CALM, TWO_SLOTS, KEPT, KILLS, FENCES, LOSSES, ZOMBIES, STORED, ROTTEN, FLIPPED, BITS, CUTS, SLOW, AWAY)
 
 # --- for `make model`
 
@@ -114,6 +122,15 @@ LARGE = (
     ),
     World(
         "groups", "four pods in two groups: two nodes lose power", pods=4, group_size=2, steps=0, faults={"node": 2}, eager=_ALL
+    ),
+    World(
+        "groups-and-steps",
+        "four pods in two groups train three steps: a node loses power",
+        pods=4,
+        group_size=2,
+        steps=2,
+        faults={"node": 1},
+        eager=_ALL,
     ),
     World(
         "shared-node",

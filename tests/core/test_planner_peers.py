@@ -144,7 +144,9 @@ def test_peers_that_are_out_of_reach_for_a_moment_are_asked_again_once():
     once = failing(2, world.status)
     assert (once.attempt, once.stage, once.excluded, once.doubted) == (3, "gathering", (), (source,))
     twice = failing(3, replace(once, stage="preparing", source=world.status.source))
-    assert (twice.attempt, twice.excluded) == (4, (source,)), "then the next level has its turn"
+    assert (twice.attempt, twice.excluded) == (4, (source,)), (
+        "then the next level has its turn; test_planner_reach: if there is one"
+    )
 
 
 def _refusing(view):

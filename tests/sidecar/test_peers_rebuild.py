@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import threading
 import zlib
 from dataclasses import replace
 
@@ -14,6 +16,7 @@ from holdfast_sidecar.peers import Fault, PeerError
 from holdfast_sidecar.peers.wire import PIECE
 
 from .conftest import MakePods
+from .harness import eventually
 from .peer_pods import PeerJob
 
 
@@ -122,6 +125,63 @@ def test_parity_that_rots_is_found_when_it_is_read(make_pods: MakePods) -> None:
     with pytest.raises(PeerError, match=r"pod gpt-p1.*in memory"):
         job.rebuild(copy, 0)
     assert not job.pods[1].peers.parity.whole()
+
+
+def test_a_survivor_whose_sidecar_is_being_restarted_is_waited_for(make_pods: MakePods) -> None:
+    """What it holds is intact, and it is back in a second: giving its step up would lose it for the whole job."""
+    job = make_pods(3, encrypted=True)
+    copy = job.seal(3, [1_000_000] * 3)
+    before = job.images(copy)
+    job.protect(copy)
+    job.lose(2)
+    job.pods[1].peers.close()
+    back = threading.Timer(1.0, job.pods[1].open)
+    back.start()
+    job.rebuild(copy, 2)
+    back.join()
+    assert job.pods[2].image(2, copy) == before[2]
+
+
+def test_a_survivor_that_stays_away_is_not_waited_for_for_ever(make_pods: MakePods) -> None:
+    job = make_pods(2, encrypted=False)
+    copy = job.seal(3, [300_000] * 2)
+    job.protect(copy)
+    job.lose(0)
+    job.pods[0].peers.patience = 0.6
+    job.pods[1].peers.close()
+    with pytest.raises(PeerError, match="no connection") as error:
+        job.rebuild(copy, 0)
+    assert error.value.kind is Fault.UNREACHABLE
+    assert job.pods[0].arenas.sealed() == {0: ()}
+
+
+def test_the_next_attempt_ends_the_wait(make_pods: MakePods) -> None:
+    job = make_pods(2, encrypted=False)
+    copy = job.seal(3, [300_000] * 2)
+    job.protect(copy)
+    job.lose(0)
+    job.pods[1].peers.close()
+
+    async def cancelled_while_it_waits() -> None:
+        rebuild = asyncio.create_task(job.pods[0].peers.rebuild(0, copy, job.places, job.attempt))
+        await asyncio.sleep(0.3)
+        assert not rebuild.done()
+        rebuild.cancel()
+        await asyncio.wait([rebuild])
+
+    asyncio.run(cancelled_while_it_waits())
+    eventually(lambda: not any(t.name == "rebuild-0" for t in threading.enumerate()), what="the thread ends")
+
+
+def test_a_rebuild_tells_what_it_has_brought(make_pods: MakePods) -> None:
+    job = make_pods(2, encrypted=False)
+    copy = job.seal(3, [300_000] * 2)
+    size = len(job.images(copy)[0])
+    job.protect(copy)
+    job.lose(0)
+    heard: list[int] = []
+    asyncio.run(job.pods[0].peers.rebuild(0, copy, job.places, job.attempt, heard.append))
+    assert sum(heard) == size
 
 
 def test_a_rebuild_that_was_fenced_meanwhile_seals_nothing(make_pods: MakePods) -> None:

@@ -173,6 +173,18 @@ def test_a_step_that_was_found_corrupt_is_not_missed():
     assert log.problems == []
 
 
+@pytest.mark.parametrize(("times", "fine"), [(1, False), (2, True)])
+def test_a_step_that_was_out_of_reach_for_a_moment_is_asked_for_again(times: int, fine: bool):
+    log = protected_run()
+    for attempt in range(2, 2 + times):
+        log.begin(attempt, "peers", 0, 1, ("p0", "p1", "new"))
+        log.say(2, attempt, "failed", "new", level="peers", step=0, of=1, rank=2, passing=True)
+    log.begin(2 + times, pods=("p0", "p1", "newer"))
+    assert log.problems == (
+        [] if fine else ["I1: step 0 of attempt 1 in peers was committed, with 1 pods lost step -1 is resumed"]
+    )
+
+
 def test_two_coordinators_in_one_attempt():
     log = protected_run()
     log.seal(1, 1)

@@ -110,7 +110,8 @@ def fail(work: Pass, cause: Cause, since: float | None, *, in_place: bool = True
 
 def exclude(work: Pass, source: Source, why: str) -> None:
     """Try again without a source that proved unusable. Not a failure of the job: nothing is charged."""
-    work.set(excluded=(*work.status.excluded, source))
+    doubted = tuple(s for s in work.status.doubted if s != source)
+    work.set(excluded=(*work.status.excluded, source), doubted=doubted)
     _again(work, why)
 
 
@@ -118,6 +119,27 @@ def doubt(work: Pass, source: Source, why: str) -> None:
     """Try again with it, once: it was out of reach, which says nothing about what it holds."""
     work.set(doubted=(*work.status.doubted, source))
     _again(work, why)
+
+
+def put_off(work: Pass, source: Source, why: str) -> None:
+    """Let the next level have its turn: it was out of reach twice. Unlike an excluded one it stays in doubt."""
+    work.set(excluded=(*work.status.excluded, source))
+    _again(work, why)
+
+
+def ask_again(work: Pass) -> bool:
+    """Whether sources were put off that are better than starting from scratch: they have another turn, at a charge, so that it
+    ends. What they hold is intact for all that is known, and an attempt that starts from scratch would make it void."""
+    back = [s for s in work.status.excluded if s in work.status.doubted]
+    if not back:
+        return False
+    work.set(excluded=tuple(s for s in work.status.excluded if s not in back), doubted=())
+    names = ", ".join(sorted({f"step {s.step} at {s.level}" for s in back}))
+    text = f"{names} is out of reach, and nothing else holds a step: tried again; can the pods reach each other?"
+    work.emit(reasons.SOURCE_REJECTED, text, warning=True)
+    fail(work, Cause(reasons.POD_UNREACHABLE, text), since=None)
+    work.set(message=text)
+    return True
 
 
 def _again(work: Pass, why: str) -> None:

@@ -15,6 +15,7 @@ from .types import Cause, CreatePod, Inspect, PodView, Send, Worker
 
 _STOP_SECONDS = 10.0
 _FRESH = 3.0  # seconds; an agent heard within this time is there
+_NOTE_SECONDS = 10.0  # of a long preparation, between two words of how far it is
 
 
 def pods_lost(work: Pass, gone: Mapping[int, Cause]) -> None:
@@ -118,12 +119,12 @@ def _decide_source(work: Pass) -> None:
         work.set(attempt=sources.highest_attempt(inventory) + 1)
     history = merge(work.status.history, sources.store_records(inventory))
     found = recovery.choose(sources.holdings(work), inventory, work.job.world_size, history, work.status.excluded)
-    if found is None and not _may_start_from_scratch(work):
+    if found is None and (failures.ask_again(work) or not _may_start_from_scratch(work)):
         return
     why = recovery.explain(found, inventory)
     resume = Resume(work.status.attempt, found.source.step if found else -1)
     source, levels = (found.source, found.levels) if found else (None, {})
-    work.set(source=source, levels=levels, history=extend(history, resume), running_since=None)
+    work.set(source=source, levels=levels, history=extend(history, resume), running_since=None, brought=0)
     work.stage("preparing", why)
     work.emit(reasons.RESUMING, f"attempt {work.status.attempt}: {why}")
     _prepare(work)
@@ -163,10 +164,27 @@ def _prepare(work: Pass) -> None:
     if all(p.agent and p.agent.attempt == number and p.agent.phase == "prepared" for p in work.current):
         work.stage("launching", f"attempt {number}: all {work.job.replicas} pods are prepared")
         _launch(work)
-    elif work.in_stage() > work.job.policy.prepare_deadline:
+    elif _stands_still(work):
         late = [p.name for p in work.current if not (p.agent and p.agent.phase == "prepared")]
-        text = f"not prepared within {work.job.policy.prepare_deadline:.0f} s: {', '.join(late)}"
+        text = f"the preparation made no progress for {work.job.policy.prepare_deadline:.0f} s: {', '.join(late)}"
         failures.fail(work, Cause(reasons.PREPARE_FAILED, text), since=None)
+
+
+def _stands_still(work: Pass) -> bool:
+    """Hundreds of GiB may have to come over a network: that takes its time, as long as bytes arrive."""
+    since = max(work.status.stage_since, work.status.brought_at)
+    brought = sum(a.brought for a in work.agents if a.attempt == work.status.attempt)
+    if brought != work.status.brought and work.now - since > _NOTE_SECONDS:
+        work.set(brought=brought, brought_at=work.now)
+        work.set(
+            message=f"attempt {work.status.attempt}: pods have brought {brought / 2**30:.1f} GiB from {_where(work)} so far"
+        )
+        return False
+    return work.now - since > work.job.policy.prepare_deadline
+
+
+def _where(work: Pass) -> str:
+    return " and ".join(sorted(set(work.status.levels.values()))) or "memory"
 
 
 def _reject(work: Pass, pod: PodView, state: AgentState) -> None:
@@ -176,10 +194,12 @@ def _reject(work: Pass, pod: PodView, state: AgentState) -> None:
         return
     source, why = state.error_source, f"{state.error_source.level} rejected: {state.error}"
     work.emit(reasons.SOURCE_REJECTED, f"pod {pod.name}: {state.error}", warning=True)
-    if state.passing and source not in work.status.doubted:
+    if not state.passing:
+        failures.exclude(work, source, why)
+    elif source not in work.status.doubted:
         failures.doubt(work, source, why)
     else:
-        failures.exclude(work, source, why)
+        failures.put_off(work, source, why)
 
 
 def _prepare_command(work: Pass) -> Command:

@@ -228,10 +228,11 @@ class Status:
     """All that the planner remembers between passes; kept in the resource's status, written before any action.
 
     `stage` of the attempt: new, gathering, preparing, launching, running, draining, completing, finishing, done.
-    `levels` are those of ranks that do not take the source's step from their own memory. `reached` is the furthest step that
-    all ranks finished in any attempt. `doubted` sources could not be had once, for a reason that may have passed. `failures`
-    are times of faults, for `interval`. `spares` wait, `spare_count` is the highest number of one so far. `dead_pods` were
-    given up because they could not be reached, `once_avoided` are nodes that are or were in `avoided`.
+    `levels` are those of ranks that do not take the source's step from their own memory. `reached` is the furthest step
+    that all ranks finished in any attempt. `doubted` sources could not be had once, for a reason that may have passed;
+    those that are `excluded` too could not be had twice. `brought` are the bytes that the pods had brought by `brought_at`.
+    `failures` are times of faults, for `interval`. `spares` wait, `spare_count` is the highest number of one so far.
+    `dead_pods` were given up because they could not be reached, `once_avoided` are nodes that are or were in `avoided`.
     """
 
     phase: str = "Pending"
@@ -243,6 +244,8 @@ class Status:
     history: History = ()
     excluded: tuple[Source, ...] = ()
     doubted: tuple[Source, ...] = ()
+    brought: int = 0
+    brought_at: float = 0.0
     workers: tuple[Worker, ...] = ()
     cause: Cause | None = None
     failed_at: float | None = None

@@ -14,6 +14,7 @@ protocol: which copy is to be protected by whom is decided elsewhere, and which 
 """
 
 from .place import Fault, PeerError, PeerPlace
+from .rebuild import Heard
 from .service import Peers
 
-__all__ = ["Fault", "PeerError", "PeerPlace", "Peers"]
+__all__ = ["Fault", "Heard", "PeerError", "PeerPlace", "Peers"]

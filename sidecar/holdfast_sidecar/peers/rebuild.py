@@ -6,10 +6,13 @@ its making, and in the end the snapshot must agree with its own manifest. A slot
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,8 +31,23 @@ from .place import Fault, PeerError, PeerPlace
 from .stop import Stop
 from .wire import IMAGE, PARITY, PIECE, Answer, Code, Image, Part, pieces
 
+PATIENCE = 15.0  # seconds for peers to come back that are out of reach; a container takes one or two to be started again
+_AGAIN = 0.25
 _MOST_THREADS = 8
 _USELESS = (Fault.LYING, Fault.CORRUPT, Fault.LACKS, Fault.UNREACHABLE, Fault.STALLED)  # worth a try without that pod
+_COMES_BACK = (Fault.UNREACHABLE, Fault.STALLED, Fault.NOT_YET)
+Heard = Callable[[int], None]  # of bytes that came, in any thread
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whose image of which copy is to be brought back, in which attempt, and who may have parts of it."""
+
+    rank: int
+    copy: Copy
+    attempt: int
+    members: tuple[PeerPlace, ...]
 
 
 @dataclass(frozen=True)
@@ -76,14 +94,35 @@ class Rebuilder:
     """One run of it, in a thread."""
 
     def __init__(
-        self, arenas: Arenas, connect: Connect, rank: int, copy: Copy, members: Iterable[PeerPlace], attempt: int, stop: Stop
+        self, arenas: Arenas, connect: Connect, wanted: Wanted, stop: Stop, heard: Heard, patience: float = PATIENCE
     ) -> None:
-        self._arenas, self._connect, self._stop = arenas, connect, stop
-        self._rank, self._copy, self._attempt = rank, copy, attempt
-        self._members = [place for place in members if rank not in place.ranks]
+        self._arenas, self._connect, self._stop, self._heard, self._patience = arenas, connect, stop, heard, patience
+        self._rank, self._copy, self._attempt = wanted.rank, wanted.copy, wanted.attempt
+        self._members = [place for place in wanted.members if wanted.rank not in place.ranks]
 
     def run(self) -> int:
-        """Returns the bytes received. Raises PeerError, ArenaError, CorruptShard, Stopped."""
+        """Returns the bytes received. Raises PeerError, ArenaError, CorruptShard, Stopped.
+
+        Peers that are out of reach are waited for, `patience` seconds from the first failure on: what only they have would be
+        given up else, and they may be back in a moment. The next attempt, if there is to be one, ends the wait.
+        """
+        end = math.inf
+        while True:
+            try:
+                return self._run()
+            except PeerError as error:
+                end = min(end, time.monotonic() + self._patience)
+                if error.kind not in _COMES_BACK or time.monotonic() >= end:
+                    raise
+                _log.info("tried again: %s", error)
+                self._pause()
+
+    def _pause(self) -> None:
+        self._stop.check()
+        time.sleep(_AGAIN)
+        self._stop.check()
+
+    def _run(self) -> int:
         useless: list[PeerError] = []
         while True:
             try:
@@ -173,7 +212,7 @@ class Rebuilder:
             for peer, part in zip(peers, parts, strict=True):
                 peer.pull(self._copy, [part] if part else [])
             sizes = [part.nbytes if part else 0 for part in parts]
-            _decode(plan, block, dict(zip(stripe, zip(peers, sizes, strict=True), strict=True)), area[start:end])
+            _decode(plan, block, dict(zip(stripe, zip(peers, sizes, strict=True), strict=True)), area[start:end], self._heard)
             for peer in peers:
                 peer.finish()
             return sum(peer.received for peer in peers)
@@ -212,7 +251,7 @@ def _part(plan: Plan, source: Source, most: int) -> Part | None:
     return part if part.nbytes > 0 else None
 
 
-def _decode(plan: Plan, block: int, sources: Mapping[Source, tuple[Peer, int]], target: memoryview) -> None:
+def _decode(plan: Plan, block: int, sources: Mapping[Source, tuple[Peer, int]], target: memoryview, heard: Heard) -> None:
     """Piece by piece in lockstep. `sources` has the bytes that each sends."""
     arithmetic = code(plan.layout.data, plan.layout.parity)
     scratch = {source: memoryview(bytearray(PIECE)) for source in sources}
@@ -225,6 +264,7 @@ def _decode(plan: Plan, block: int, sources: Mapping[Source, tuple[Peer, int]], 
                 peer.next_piece(piece)
             have[source.position] = piece
         arithmetic.rebuild(have, block, out)
+        heard(len(out))
 
 
 def _names(ranks: Iterable[int]) -> str:

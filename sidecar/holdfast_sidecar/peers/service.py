@@ -21,7 +21,7 @@ from .idle import Idle
 from .parity import ParityStore
 from .place import PeerPlace
 from .probes import Probes
-from .rebuild import Rebuilder
+from .rebuild import PATIENCE, Heard, Rebuilder, Wanted
 from .server import PeerServer
 from .stop import Stop, in_thread
 
@@ -29,8 +29,8 @@ _LOOK = 0.05  # seconds
 
 
 class Peers:
-    """One a sidecar. `attempt` tells the one that is on; `corrupt(rank, copy, text)` hears, in any thread, of a snapshot whose
-    bytes turned out to be wrong when a peer asked for them."""
+    """One a sidecar. `attempt` tells the one that is on; `corrupt(rank, copy, text)` hears, in any thread, of a snapshot that was
+    forgotten because its bytes turned out to be wrong when a peer asked for them."""
 
     def __init__(
         self, config: SidecarConfig, arenas: Arenas, attempt: Callable[[], int], corrupt: Callable[[int, Copy, str], None]
@@ -38,6 +38,7 @@ class Peers:
         self._config, self._arenas, self._attempt, self._corrupt = config, arenas, attempt, corrupt
         self.parity = ParityStore(config, arenas)
         self.stall = STALL
+        self.patience = PATIENCE
         self._access: Access | None = None
         self._server: PeerServer | None = None
         self._probes = Probes()
@@ -50,8 +51,8 @@ class Peers:
         if not self._config.tls_dir:
             return
         self._access = Access(self._config)
-        holdings = Holdings(self._arenas, self.parity)
-        self._server = PeerServer(self._config, self._access, holdings, self._attempt, self._corrupt)
+        holdings = Holdings(self._arenas, self.parity, self._corrupt)
+        self._server = PeerServer(self._config, self._access, holdings, self._attempt)
         self._server.start()
 
     def assume(self, config: SidecarConfig) -> None:
@@ -87,13 +88,16 @@ class Peers:
                 return 0
             return Encoder(self._arenas, self.parity, self._connecting(attempt), task, stop).run()
 
-    async def rebuild(self, rank: int, copy: Copy, members: Sequence[PeerPlace], attempt: int) -> int:
-        """Bring a lost rank's snapshot back into a slot of this pod; returns the bytes received. Raises PeerError, ArenaError,
-        CorruptShard; then no slot is sealed."""
+    async def rebuild(
+        self, rank: int, copy: Copy, members: Sequence[PeerPlace], attempt: int, heard: Heard = lambda _: None
+    ) -> int:
+        """Bring a lost rank's snapshot back into a slot of this pod; returns the bytes received, and `heard` hears of them, in
+        some threads, as they come. Raises PeerError, ArenaError, CorruptShard; then no slot is sealed."""
 
         def work(stop: Stop) -> int:
             with _Turn(self._building[rank], stop):
-                return Rebuilder(self._arenas, self._connecting(attempt), rank, copy, members, attempt, stop).run()
+                wanted = Wanted(rank, copy, attempt, tuple(members))
+                return Rebuilder(self._arenas, self._connecting(attempt), wanted, stop, heard, self.patience).run()
 
         return await in_thread(f"rebuild-{rank}", work)
 

@@ -32,11 +32,13 @@ class Pulse:
 
     def __init__(self) -> None:
         self.last = time.monotonic()
+        self.heard: Callable[[int], None] = lambda _: None
         self._stopped = threading.Event()
 
-    def beat(self) -> None:
-        """There was progress. Raises Abandoned if the call was given up."""
+    def beat(self, nbytes: int = 0) -> None:
+        """There was progress, by that many bytes. Raises Abandoned if the call was given up."""
         self.last = time.monotonic()
+        self.heard(nbytes)
         if self._stopped.is_set():
             raise Abandoned("abandoned")
 

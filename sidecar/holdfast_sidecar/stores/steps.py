@@ -199,8 +199,8 @@ def _read_shard(reader: Reader, digest: _Digest, allocate: Allocate, pulse: Puls
     for entry, start, end in spans:
         target = entry_data(data, entry)
         for at in range(0, end - start, READ_SIZE):
-            pulse.beat()
             size = min(READ_SIZE, end - start - at)
+            pulse.beat(size)
             target[at : at + size] = digest.add(_exactly(reader, size))
     if reader.read(1):
         raise CorruptShard("has bytes behind its end")
