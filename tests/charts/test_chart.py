@@ -83,6 +83,15 @@ def test_operator_pod_is_locked_down(render: Render) -> None:
     assert container["ports"] == [{"name": "metrics", "containerPort": 8080, "protocol": "TCP"}]
 
 
+def test_operator_leaves_a_dead_node_in_seconds_and_keeps_the_users_tolerations(render: Render) -> None:
+    """By itself Kubernetes waits for 300 s, in which no job of the cluster would be looked after."""
+    documents = render("operator.moveAfterSeconds=7", "operator.tolerations[0].key=dedicated")
+    found = of_kind(documents, "Deployment")[0]["spec"]["template"]["spec"]["tolerations"]
+    moves = {t["key"]: t["tolerationSeconds"] for t in found if t.get("effect") == "NoExecute"}
+    assert moves == {"node.kubernetes.io/unreachable": 7, "node.kubernetes.io/not-ready": 7}
+    assert found[-1] == {"key": "dedicated"}
+
+
 def test_operator_is_told_image_and_namespaces(render: Render) -> None:
     digest = "sha256:" + "a" * 64
     documents = render(NAMESPACED, "sidecar.image.repository=r/s", f"sidecar.image.digest={digest}", "operator.image.tag=v7")
