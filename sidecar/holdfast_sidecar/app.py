@@ -97,7 +97,7 @@ class App:
         self.metrics.count(self.metrics.errors, name)
 
     def _corrupt(self, rank: int, copy: Copy, problem: str) -> None:
-        """Found while serving it to a peer, in a thread: it is forgotten already."""
+        """Found while serving it to a peer, in a thread. It is forgotten already; the operator is to hear that at once."""
         _log.warning("rank %d: step %d in memory is damaged: %s", rank, copy.step, problem)
         self._loop.call_soon_threadsafe(self.changes.touch)
 

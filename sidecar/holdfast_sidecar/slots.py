@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,8 +202,9 @@ class SlotView:
         return manifest
 
     def clear(self) -> None:
-        """Forget the snapshot, if it is still the same."""
-        if self.file.is_whole() and self.slot.state is SlotState.SEALED:
+        """Forget the snapshot, if it is still the same: a slot that was reused holds a good one, or is being written."""
+        with suppress(ArenaError):
+            self.require_unchanged()
             arena.clear(self.file.buf, self.slot.index)
 
 

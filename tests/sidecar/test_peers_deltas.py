@@ -77,9 +77,19 @@ def test_a_base_that_is_corrupt_is_done_without(make_pods: MakePods) -> None:
         job.pods[1].view(1, first).data()[at] ^= 1
     job.protect(second, base=first)
     assert {(rank, copy) for rank, copy, _ in job.pods[1].corrupt} == {(1, first)}
+    assert job.pods[1].arenas.sealed() == {1: (second,)}
     job.lose(2)
     job.rebuild(second, 2)
     assert job.images(second) == before
+
+
+def test_of_a_base_with_a_corrupt_manifest_only_the_base_is_forgotten(make_pods: MakePods) -> None:
+    job, first, second = changed(make_pods, 3, 1, [8 * MIB] * 3, 7 * MIB)
+    view = job.pods[1].view(1, first)
+    view.file.buf[view.file.header.region(view.slot.index) + view.slot.data_bytes + 40] ^= 1
+    job.protect(second, base=first)
+    assert {(rank, copy) for rank, copy, _ in job.pods[1].corrupt} <= {(1, first)}
+    assert second in job.pods[1].arenas.sealed()[1]
 
 
 def test_a_change_from_corrupt_memory_is_never_made_parity(make_pods: MakePods) -> None:
@@ -88,7 +98,8 @@ def test_a_change_from_corrupt_memory_is_never_made_parity(make_pods: MakePods) 
         job.pods[1].view(1, second).data()[at] ^= 1
     with pytest.raises(PeerError) as error:
         asyncio.run(job.pods[0].peers.encode(0, second, (0, 1, 2), 1, job.places, first))
-    assert (error.value.kind, error.value.index) == (Fault.CORRUPT, 1)
+    assert (error.value.kind, error.value.index) == (Fault.LACKS, 1), "asked for all of it, the pod had forgotten it already"
+    assert {copy for _, copy, _ in job.pods[1].corrupt} == {second}
     assert [p.copy for p in job.pods[0].peers.parity.whole()[0]] == [first]
 
 

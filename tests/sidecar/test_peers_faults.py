@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import socket
 import ssl
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from holdfast_core.config import TLS_NAME
 from holdfast_core.timeline import Copy
-from holdfast_sidecar.peers import Fault, PeerError, sums
+from holdfast_sidecar.peers import Fault, PeerError, holdings, sums
 from holdfast_sidecar.peers.server import PeerServer
 
 from .conftest import MakePods, issue_certificates
@@ -50,6 +51,8 @@ def test_a_flipped_bit_in_a_peers_memory_is_found_named_and_told_to_its_owner(ma
     assert error.index == 1
     assert "memory damages data" in str(error)
     assert [(rank, at) for rank, at, _ in job.pods[1].corrupt] == [(1, copy)]
+    assert job.pods[1].arenas.sealed() == {1: ()}, "nobody is to count on it any more"
+    assert fault(job, 2, copy).kind is Fault.LACKS
 
 
 def test_a_flipped_bit_in_a_manifest_is_found_too(make_pods: MakePods) -> None:
@@ -60,6 +63,25 @@ def test_a_flipped_bit_in_a_manifest_is_found_too(make_pods: MakePods) -> None:
     at = view.file.header.region(view.slot.index) + view.slot.data_bytes + 40
     view.file.buf[at] ^= 1
     assert fault(job, 1, copy).index == 0
+    assert [(rank, at) for rank, at, _ in job.pods[0].corrupt] == [(0, copy)]
+    assert job.pods[0].arenas.sealed() == {0: ()}
+
+
+def test_what_reads_well_the_second_time_is_not_given_up(make_pods: MakePods, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, copy = protected(make_pods)
+    view = job.pods[1].view(1, copy)
+    view.data()[4_900_000] ^= 0x20
+    look, looks = holdings.crc32, itertools.count()
+
+    def mended(chunk: memoryview) -> int:
+        if next(looks) == 1:
+            view.data()[4_900_000] ^= 0x20
+        return look(chunk)
+
+    monkeypatch.setattr(holdings, "crc32", mended)
+    assert fault(job, 2, copy).kind is Fault.LYING, "it was wrong on its way, and is not in memory"
+    assert job.pods[1].arenas.sealed() == {1: (copy,)}
+    assert not job.pods[1].corrupt
 
 
 def lie_with_bytes(liar: PeerServer) -> None:

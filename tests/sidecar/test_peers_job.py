@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from holdfast_core import arena
 from holdfast_core.config import PeersConfig
 from holdfast_core.messages import PEERS, Command, Parity, Source
 from holdfast_core.timeline import Copy, Resume
@@ -16,7 +17,7 @@ from holdfast_sidecar.group.protect import PACE_SECONDS
 
 from .conftest import MakeJob
 from .harness import Sidecar, eventually, free_port
-from .images import content, read_content
+from .images import content, flip, map_file, read_content
 from .jobs import Job, Pod
 
 ON = PeersConfig(group_size=4, parity=1)
@@ -214,6 +215,16 @@ def test_an_index_is_written_down_whole_or_not_at_all(tmp_path: Path, monkeypatc
     monkeypatch.setattr("os.replace", lambda *_: None)  # killed just before
     assumed.save(path, 7)
     assert assumed.load(path) == 12
+
+
+def test_a_snapshot_that_turns_out_to_be_corrupt_is_forgotten_and_the_operator_is_told(make_job: MakeJob) -> None:
+    job = make_job(3, peers=dataclasses.replace(ON, bandwidth=400_000))
+    job.begin(size=1_000_000)
+    job.step(0)
+    (path,) = (Path(job.sidecars[1].config.shared_dir) / "arena").iterdir()
+    flip(path, arena.read_header(map_file(path)).region(0) + 900_000)
+    eventually(lambda: job.sidecars[1].state().sealed == {1: ()}, 20, "forgotten")
+    assert "step 0 in memory is damaged" in job.sidecars[1].log()
 
 
 def test_a_step_that_is_protected_anew_in_other_groups_is_protected_in_the_old_ones_until_then(make_job: MakeJob) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from .parity_file import ParityFile
 from .sums import RECORD, Records
 from .wire import IMAGE, PIECE, Held, Image, Part
 
+Corrupt = Callable[[int, Copy, str], None]
 _REMEMBERED = 3  # snapshots of a rank whose chunks are known: a manifest of 10,000 tensors takes a tenth of a second
 
 
@@ -88,29 +89,45 @@ def verify(readable: Readable, start: int, end: int) -> None:
     for at, nbytes, expected in readable.chunks[first:last].tolist():
         if crc32(readable.view[at : at + nbytes]) != expected:
             readable.require_unchanged()  # a reused slot is not a corrupt one
-            raise CorruptShard(f"bytes {at} to {at + nbytes} do not match their checksum in memory")
+            if crc32(readable.view[at : at + nbytes]) != expected:  # a snapshot is not given up for one bad look
+                raise CorruptShard(f"bytes {at} to {at + nbytes} do not match their checksum in memory")
 
 
 class Holdings:
-    """What this pod has. Threads share it."""
+    """What this pod has. Threads share it. `corrupt` hears of each image that was forgotten because its bytes were wrong."""
 
-    def __init__(self, arenas: Arenas, parity: ParityStore) -> None:
-        self._arenas, self._parity = arenas, parity
+    def __init__(self, arenas: Arenas, parity: ParityStore, corrupt: Corrupt) -> None:
+        self._arenas, self._parity, self._corrupt = arenas, parity, corrupt
         self._known: OrderedDict[tuple[int, Slot], Records] = OrderedDict()
         self._lock = threading.Lock()
 
     def images(self, copy: Copy) -> tuple[Image, ...]:
         """The images of a copy that are in memory."""
-        views = (self._arenas.find(rank, copy) for rank in self._arenas.ranks)
-        return tuple(image_of(view) for view in views if view is not None)
+        found = (self._image_of(rank, copy) for rank in self._arenas.ranks)
+        return tuple(image for image in found if image is not None)
+
+    def _image_of(self, rank: int, copy: Copy) -> Image | None:
+        view = self._arenas.find(rank, copy)
+        try:
+            return image_of(view) if view is not None else None
+        except ArenaError as error:
+            self.forget(copy, Part(IMAGE, rank, 0, 0), str(error))
+            return None
 
     def parities(self, copy: Copy, rank: int) -> tuple[Held, ...]:
         """The whole parities of a copy that cover a rank."""
         return self._parity.held(copy, rank)
 
-    def forget(self, copy: Copy, rank: int) -> None:
-        """Parity that turned out to be corrupt is not held any more."""
-        self._parity.drop(rank, copy)
+    def forget(self, copy: Copy, part: Part, problem: str) -> None:
+        """What turned out to be corrupt is not held any more, so that nobody counts on it. Whoever reads the slot meanwhile, an
+        upload or a trainer, checks what it reads; the writer keeps off it for as long as it is leased."""
+        if part.kind != IMAGE:
+            self._parity.drop(part.rank, copy)
+            return
+        view = self._arenas.find(part.rank, copy)
+        if view is not None:
+            view.clear()
+            self._corrupt(part.rank, copy, problem)
 
     def open(self, copy: Copy, part: Part) -> Readable:
         """What a part is a part of. Raises ArenaError if it is not there or not so long, CorruptShard."""

@@ -20,7 +20,7 @@ from . import wire
 from .aside import step_aside
 from .channel import Access, Channel, Closed, Refused, Stalled
 from .deltas import Changes
-from .holdings import Holdings, Readable, same_bytes, verify
+from .holdings import Holdings, ImageBytes, Readable, same_bytes, verify
 from .place import Fault
 from .stop import shut
 from .sums import table
@@ -31,7 +31,6 @@ STALL = 60.0  # seconds that a client may take or ask nothing: in lockstep with 
 _MOST = 256  # connections: a rebuild opens one for each block and rank
 _BACKLOG = 64
 _log = logging.getLogger(__name__)
-Corrupt = Callable[[int, Copy, str], None]
 
 
 class _Unfit(Exception):
@@ -43,13 +42,10 @@ class _Unfit(Exception):
 
 
 class PeerServer:
-    """Serves until closed. `attempt` tells the one that is on; `corrupt` hears of an image whose bytes are wrong."""
+    """Serves until closed. `attempt` tells the one that is on."""
 
-    def __init__(
-        self, config: SidecarConfig, access: Access, holdings: Holdings, attempt: Callable[[], int], corrupt: Corrupt
-    ) -> None:
-        self._config, self._access, self._holdings = config, access, holdings
-        self._attempt, self._corrupt = attempt, corrupt
+    def __init__(self, config: SidecarConfig, access: Access, holdings: Holdings, attempt: Callable[[], int]) -> None:
+        self._config, self._access, self._holdings, self._attempt = config, access, holdings, attempt
         self._throttle = Throttle(config.peers.bandwidth)
         self._step = self._throttle.step(wire.WINDOW)
         self._listener: socket.socket | None = None
@@ -178,23 +174,29 @@ class PeerServer:
         whose = f"rank {part.rank}: "
         if not isinstance(error, CorruptShard):
             return _Unfit(Fault.LACKS, f"{whose}{error}")
-        if part.kind == wire.IMAGE:
-            self._corrupt(part.rank, copy, str(error))
-        else:
-            self._holdings.forget(copy, part.rank)
+        self._holdings.forget(copy, part, str(error))
         return _Unfit(Fault.CORRUPT, f"{whose}{error}")
 
     # --- bytes
 
     def _sender(self, request: Request, part: Part) -> Callable[[Channel], None]:
         """What sends a part, if it is there."""
+        if part.base is None:
+            return partial(self._send_part, request, part, self._open(request.copy, part))
+        base, new = (self._image(copy, part) for copy in (part.base, request.copy))
+        return partial(self._send_changes, request, part, Changes(base, new))
+
+    def _open(self, copy: Copy, part: Part) -> Readable:
         try:
-            if part.base is None:
-                return partial(self._send_part, request, part, self._holdings.open(request.copy, part))
-            images = (self._holdings.image(copy, part.rank) for copy in (part.base, request.copy))
-            return partial(self._send_changes, request, part, Changes(*images))
+            return self._holdings.open(copy, part)
         except (ArenaError, CorruptShard) as error:
-            raise self._unfit(request.copy, part, error) from error
+            raise self._unfit(copy, part, error) from error
+
+    def _image(self, copy: Copy, part: Part) -> ImageBytes:
+        try:
+            return self._holdings.image(copy, part.rank)
+        except (ArenaError, CorruptShard) as error:
+            raise self._unfit(copy, part, error) from error
 
     def _same(self, rank: int, copy: Copy, base: Copy) -> int:
         try:
