@@ -195,9 +195,9 @@ class Job:
 
     def wait_condition(self, kind: str, value: bool, limit: float, text: str = "") -> Object:
         """Wait until a condition has this value (and `text` in its reason or message)."""
-        self.wait(partial(_holds, kind, str(value), text), limit, f"condition {kind}={value} {text}".rstrip())
-        found = self.condition(kind)
-        assert found is not None
+        what = f"condition {kind}={value} {text}".rstrip()
+        status = self.wait(partial(_holds, kind, str(value), text), limit, what)
+        found: Object = next(c for c in status["conditions"] if c["type"] == kind)  # a second read may show another one
         return found
 
     def wait_steps(self, count: int, limit: float, since: float) -> None:

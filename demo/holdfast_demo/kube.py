@@ -43,6 +43,11 @@ class ApiError(Exception):
         self.status = status
         self.message = message
 
+    @property
+    def passing(self) -> bool:
+        """Whether it says nothing about what was asked for: a moment later the answer may be another."""
+        return self.status in (0, 429) or self.status >= 500
+
 
 class Kube:
     """Objects of one cluster. Safe to use from several threads."""

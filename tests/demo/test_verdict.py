@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from holdfast_demo import timeline
 from holdfast_demo.errors import WaitTimeout
+from holdfast_demo.kube import ApiError
 from holdfast_demo.measure import NONE, Before, Outcome, judge
 from holdfast_demo.report import Result, Skipped, table
 from holdfast_demo.scenario import FAULTS
@@ -108,6 +109,30 @@ def test_times_of_log_lines(stamp: str, time: float) -> None:
 def test_a_wait_is_bounded_and_says_what_it_saw() -> None:
     with pytest.raises(WaitTimeout, match=r"a bus: not within 0 s; last seen: a taxi"):
         wait_for(lambda: False, 0.0, "a bus", seen=lambda: "a taxi")
+
+
+def test_a_wait_outlasts_an_api_server_that_does_not_answer_for_once() -> None:
+    answers = iter([ApiError(0, "reset"), ApiError(429, "busy"), ApiError(503, "starting"), True])
+
+    def ask() -> bool:
+        if isinstance(answer := next(answers), ApiError):
+            raise answer
+        return answer
+
+    assert wait_for(ask, 10.0, "an answer", every=0.001)
+
+
+def _refuse(status: int) -> bool:
+    raise ApiError(status, "no")
+
+
+def test_a_wait_ends_at_once_when_the_answer_is_no_and_names_the_trouble_when_there_is_none() -> None:
+    with pytest.raises(ApiError, match="403: no"):
+        wait_for(lambda: _refuse(403), 10.0, "a bus")
+    with pytest.raises(WaitTimeout, match="last seen: 503: no"):
+        wait_for(lambda: _refuse(503), 0.0, "a bus", seen=lambda: "a taxi")
+    with pytest.raises(WaitTimeout, match="last seen: 500: no"):
+        wait_for(lambda: False, 0.0, "a bus", seen=lambda: _refuse(500))
 
 
 def test_the_picture_is_drawn_even_for_faults_at_the_same_time(tmp_path: Path) -> None:
