@@ -29,6 +29,7 @@ from holdfast_cluster.progress import Part, Reporter, run_parts
 from holdfast_cluster.shell import resume, tail, uninterrupted, wait_until
 
 READY_SECONDS = 120
+ANSWER_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -188,9 +189,21 @@ def is_healthy(paths: Paths) -> bool:
     """Whether the recorded cluster's control plane runs and answers. Nodes may be off: that is their user's doing."""
     try:
         load(paths)
-        return all(Daemon(name, paths).alive() for name in controlplane.NAMES) and Api(paths.kubeconfig).ready()
+        return _answers(paths, Api(paths.kubeconfig))
     except ClusterError:
         return False
+
+
+def _answers(paths: Paths, api: Api) -> bool:
+    """While all of it lives it is given time: a busy machine's late answer is no reason to take a running cluster away."""
+    end = time.monotonic() + ANSWER_SECONDS
+    while all(Daemon(name, paths).alive() for name in controlplane.NAMES):
+        if api.ready():
+            return True
+        if time.monotonic() >= end:
+            break
+        time.sleep(0.3)
+    return False
 
 
 def powered_off(paths: Paths) -> list[str]:

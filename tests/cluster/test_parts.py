@@ -11,9 +11,10 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from holdfast_cluster import cleanup, cli, cluster, discovery, environs, images, preflight, shell, storage
+from holdfast_cluster import cleanup, cli, cluster, controlplane, discovery, environs, images, preflight, shell, storage
 from holdfast_cluster.build import content_key, parse_go_version
 from holdfast_cluster.config import MARKER, ClusterError, Paths, Plan, choose_plan, node_index
 from holdfast_cluster.daemon import Daemon, recall, remember
@@ -253,6 +254,15 @@ def test_existing_cluster_takes_no_machine_commands(words, monkeypatch, capsys):
 def test_commands_without_a_cluster_say_what_to_do(paths):
     with pytest.raises(ClusterError, match="cluster up"):
         cluster.load(paths)
+
+
+@pytest.mark.parametrize(("alive", "answers", "healthy"), [(3, [False, True], True), (1, [False, True], False), (3, [], False)])
+def test_a_living_cluster_that_answers_late_is_healthy(paths, monkeypatch, alive, answers, healthy):
+    """`up` would take it away. A dead component is not waited for, nor one that never answers for longer than it may take."""
+    late, checks = iter(answers), iter([True] * alive * len(controlplane.NAMES))
+    monkeypatch.setattr(Daemon, "alive", lambda self: next(checks, False))
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.5)
+    assert cluster._answers(paths, SimpleNamespace(ready=lambda: next(late, False))) is healthy
 
 
 def test_every_command_is_wired():
