@@ -8,7 +8,7 @@ import platform
 import shutil
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,7 +119,13 @@ def _owner(inode: str) -> str:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                for descriptor in (entry / "fd").iterdir():
-                    if os.readlink(descriptor) == wanted:
-                        return f"{(entry / 'comm').read_text(encoding='utf-8').strip()} (pid {entry.name})"
+                if wanted in _open_files(entry):
+                    return f"{(entry / 'comm').read_text(encoding='utf-8').strip()} (pid {entry.name})"
     return "another program"
+
+
+def _open_files(entry: Path) -> Iterator[str]:
+    """What the descriptors of a process stand for; some are closed while we look. Raises OSError."""
+    for descriptor in (entry / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            yield os.readlink(descriptor)
