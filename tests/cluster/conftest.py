@@ -13,22 +13,29 @@ COMMAND = Path(__file__).parents[2] / "cluster" / "cluster"
 BASE = "localhost/holdfast-base:bookworm"
 
 
+class CommandFailed(AssertionError):
+    """A `cluster` command exited with an error."""
+
+
 def cluster(*words: str, check: bool = True, timeout: float = 600, stdin: str | None = None) -> str:
     """Runs one `cluster` command and returns its stdout; fails with its stderr."""
     done = subprocess.run([str(COMMAND), *words], input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
     if check and done.returncode != 0:
-        raise AssertionError(f"cluster {' '.join(words)} exited {done.returncode}: {done.stderr}{done.stdout}")
+        raise CommandFailed(f"cluster {' '.join(words)} exited {done.returncode}: {done.stderr}{done.stdout}")
     return done.stdout
 
 
 def eventually(condition: Callable[[], Any], timeout: float = 60.0) -> Any:
-    """Waits until `condition()` is true and returns its value."""
+    """Waits until `condition()` is true and returns its value. A command or a connection may fail now and then."""
     deadline = time.monotonic() + timeout
     while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {timeout} s"
+        trouble: object = ""
+        try:
+            if value := condition():
+                return value
+        except (CommandFailed, OSError) as error:
+            trouble = error
+        assert time.monotonic() < deadline, f"not within {timeout} s {trouble}"
         time.sleep(0.3)
 
 

@@ -69,7 +69,7 @@ def test_pods_reach_each_other_across_nodes_and_the_api_and_names_fail_at_once(n
     for name in ("node-1", "node-3"):
         namespace.run(name, sleeper(nodeSelector={"kubernetes.io/hostname": name}))
     address = namespace.get("pod", "node-1")["status"]["podIP"]
-    serve = "import socket; s = socket.create_server(('', 9000)); c, _ = s.accept(); c.sendall(b'hello'); c.close()"
+    serve = "import socket; s = socket.create_server(('', 9000))\nwhile c := s.accept()[0]: c.sendall(b'hello'); c.close()"
     namespace.kubectl("exec", "node-1", "--", "sh", "-c", f'python3 -c "{serve}" >/dev/null 2>&1 &')
     call = f"import socket; print(socket.create_connection(('{address}', 9000), 5).recv(9))"
     assert eventually(lambda: namespace.python("node-3", call).stdout, 20) == "b'hello'\n"
@@ -99,7 +99,7 @@ def test_a_missing_image_shows_within_seconds(namespace, image):
         states = namespace.get("pod", "missing")["status"].get("containerStatuses", [])
         return any(s["state"].get("waiting", {}).get("reason") in ("ErrImagePull", "ImagePullBackOff") for s in states)
 
-    eventually(waiting, 15)
+    eventually(waiting, 60)
 
 
 def test_shared_storage_is_shared_fills_up_and_fails_on_demand(namespace):
@@ -172,7 +172,7 @@ def test_power_cut_is_silent_noticed_and_undone(namespace):
             return OPENER.open(url, timeout=1).status == 200
         return False
 
-    eventually(answers, 15)
+    eventually(answers, 60)
     card, bridge = cluster("exec-node", "node-3", "ip", "-o", "link", "show", "eth0").split("link/ether")[1], bridge_address()
     try:
         cluster("power-off", "node-3")
