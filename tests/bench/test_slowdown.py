@@ -36,13 +36,20 @@ def test_what_hits_one_step_in_three_counts():
 
 @pytest.mark.slow
 @pytest.mark.torch
-def test_steps_are_protected_with_peers_and_not_without_and_nothing_is_left_behind():
+def test_steps_are_protected_with_peers_and_not_without_and_nothing_is_left_behind(monkeypatch):
+    settle, received = slowdown._settle, []
+
+    def settle_and_note(job: Pods, protects: bool) -> None:
+        settle(job, protects)
+        received.append(slowdown._received(job) if protects else 0)
+
+    monkeypatch.setattr(slowdown, "_settle", settle_and_note)
     before = sorted(Path("/dev/shm").glob(f"holdfast-bench-{os.getpid()}-*"))
     outcome = slowdown.replication_slowdown(TINY)
     assert outcome.figure.value is not None
     assert len(outcome.figure.samples) == TINY.samples
     (details,) = outcome.details.values()
-    assert sum(b["received"] for b in details["with_peers"]) > 0, "steps went to peers' memory"
+    assert sum(received) > 0, "steps went to peers' memory"  # a block of the tiny case may be over before its first round
     assert all(b["rounds"] == 0 and b["received"] == 0 for b in details["without"])
     assert "MB/s a pod" in outcome.figure.target, "the limit is said"
     assert sorted(Path("/dev/shm").glob(f"holdfast-bench-{os.getpid()}-*")) == before
