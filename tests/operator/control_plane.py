@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from holdfast_cluster.build import component
 from holdfast_cluster.config import paths_from_environment
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds/trainingjobs.holdfast.dev.yaml"
@@ -27,12 +27,6 @@ def missing() -> str:
     wanted = [component(paths_from_environment(), "kube-apiserver"), Path(shutil.which("etcd") or "etcd")]
     absent = [w.name for w in wanted if not w.is_absolute() or not w.exists()]
     return f"no {', '.join(absent)}: run `cluster/cluster prepare`" if absent else ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ControlPlane:

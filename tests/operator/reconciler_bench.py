@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import itertools
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ PODS = "/api/v1/namespaces/team/pods"
 SECRET = "/api/v1/namespaces/team/secrets/gpt-holdfast-tls"
 SETTINGS = Settings("sidecar:1")
 SERVICE = "/api/v1/namespaces/team/services/gpt"
+_NETWORK = f"127.{80 + os.getpid() // 256 % 160}.{os.getpid() % 256}"  # all sidecars have one port, and tests run side by side
 
 
 class Bench:
@@ -37,6 +40,7 @@ class Bench:
         self.api.put(JOB, body)
         self.metrics, self.folder = Metrics(), folder
         self.sidecars: dict[str, FakeSidecar] = {}
+        self._hosts = itertools.count(1)
         self.events = EventPoster(self.api)  # type: ignore[arg-type]
         self.tasks: list[asyncio.Task[None]] = []
         self.start()
@@ -87,7 +91,7 @@ class Bench:
                 continue
             place = name.split("-")[-2]
             index = -1 if place.startswith("s") else int(place)
-            host = f"127.78.{index + 2}.{len(self.sidecars) + 1}"
+            host = f"{_NETWORK}.{next(self._hosts)}"
             self.sidecars[name] = FakeSidecar(host, AgentState(self.uid, name, index, 0, launcher=True), files, self.folder)
             await self.sidecars[name].start()
             self.show(name, {"phase": "Running", "podIP": host})

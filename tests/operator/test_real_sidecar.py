@@ -6,7 +6,6 @@ import asyncio
 import datetime
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,15 +19,10 @@ from holdfast_core.messages import Command, Inventory, StoreInventory
 from holdfast_operator import certificates
 from holdfast_operator.agents import Links
 from operator_waiting import until
+from ports import free_port
 
 FILES = certificates.issue("uid", datetime.datetime.now(datetime.UTC))
 HOST = "127.0.0.1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 class Sidecar:
