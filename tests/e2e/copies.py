@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast_core.durable import MANIFEST, parse_step_dir, shard_file, step_dir
+from holdfast_core.durable import ATTEMPTS, MANIFEST, parse_attempt_file, parse_step_dir, shard_file, step_dir
 from holdfast_core.timeline import Copy
 
 
@@ -21,6 +21,12 @@ def newest(folder: Path) -> Copy:
 def written_since(folder: Path, since: float) -> list[Copy]:
     """Copies whose manifest was written after a time."""
     return [copy for copy, path in _manifests(folder) if _time(path) > since]
+
+
+def recorded(folder: Path) -> list[int]:
+    """The attempts that have committed something here: from then on, older ones may not."""
+    found = (parse_attempt_file(entry.name) for entry in folder.glob(f"{ATTEMPTS}/*"))
+    return [number for number in found if number is not None]
 
 
 def shard(folder: Path, copy: Copy, rank: int) -> Path:
