@@ -18,6 +18,7 @@ from holdfast_demo.kube import Object
 from holdfast_demo.measure import Before, Outcome
 from holdfast_demo.setting import Release
 from holdfast_demo.site import JobSite
+from holdfast_demo.waiting import wait_for
 
 from . import traces
 from .traces import Traces
@@ -52,6 +53,14 @@ class Site(JobSite):
         """{reason: newest message} of the events on a job."""
         found = sorted(scene.job.events(), key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
         return {str(e["reason"]): str(e["message"]) for e in found}
+
+    def await_event(self, scene: Scene, reason: str, text: str = "") -> None:
+        """Wait for an event that says this: it is posted after what it tells of is in the status."""
+
+        def told() -> bool:
+            return any(e["reason"] == reason and text in str(e["message"]) for e in scene.job.events())
+
+        wait_for(told, 10, f"event {reason} {text}".rstrip(), seen=lambda: self.events(scene))
 
     def trace(self, job: str) -> Traces:
         """Collects the trace of a job that is about to start."""

@@ -55,7 +55,7 @@ def test_a_script_that_is_not_there_fails_with_its_own_words_and_keeps_its_logs(
     assert failed is not None
     assert failed["status"] == "True"
     assert failed["reason"] == "NoProgress"
-    assert "JobFailed" in site.events(scene)
+    site.await_event(scene, "JobFailed")
     say(f"script missing: Failed after {time.time() - start:.1f} s: {status['message'][:120]}")
 
     def stopped() -> bool:

@@ -48,9 +48,8 @@ def test_a_segfault_is_recovered_from_memory_and_named(training: Scene, site: Si
     _kept(outcome, before, ("memory",), ("memory",))
     assert outcome.seconds < IN_PLACE
     assert "signal 11" in training.job.status["lastRecovery"]["message"]
-    events = site.events(training)
-    assert "signal 11" in events["ProcessDied"]
-    assert f"resumed from memory at step {outcome.resumed_step}" in events["Recovered"]
+    site.await_event(training, "ProcessDied", "signal 11")
+    site.await_event(training, "Recovered", f"resumed from memory at step {outcome.resumed_step}")
 
 
 @pytest.mark.parametrize("index", [0, 1])

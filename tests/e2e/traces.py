@@ -7,6 +7,7 @@ machine: a second link to each file keeps it, and whatever is still written to i
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -40,7 +41,7 @@ class Traces:
     """Looks for new files in the background until closed."""
 
     def __init__(self, state: Path, namespace: str, job: str) -> None:
-        self._logs, self._pattern = state / "nodes", f"*/var-log/pods/{namespace}_{job}-*/{SIDECAR}/*.log"
+        self._pattern = f"{glob.escape(str(state))}/nodes/*/var-log/pods/{namespace}_{job}-*/{SIDECAR}/*.log"
         self.folder = state / "traces" / job
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -53,7 +54,7 @@ class Traces:
             self._link()
 
     def _link(self) -> None:
-        for path in self._logs.glob(self._pattern):
+        for path in map(Path, glob.iglob(self._pattern)):  # pathlib's raises when the kubelet removes a folder meanwhile
             with contextlib.suppress(FileNotFoundError, FileExistsError):
                 os.link(path, self.folder / f"{path.parent.parent.name.split('_')[1]}-{path.name}")
 
