@@ -86,6 +86,7 @@ class Applier:
         if refusal and time.monotonic() < refusal.again:
             return
         body = self._body(spec, slot_bytes, action, where)
+        body["metadata"]["annotations"][names.ANNOTATION_MADE] = f"{time.time():.3f}"
         self._cache.expect(name)
         try:
             made = await self._api.create(api.core(spec.job.namespace, "pods"), body)

@@ -15,6 +15,7 @@ LABEL_SPARE = f"{GROUP}/spare"  # its number, on pods that wait without a rank, 
 LABEL_INCARNATION = f"{GROUP}/incarnation"
 TAINT = f"{GROUP}/suspect"  # key of the taint on nodes that a job avoids
 ANNOTATION_SPEC = f"{GROUP}/spec"  # digest of what the pod was made from
+ANNOTATION_MADE = f"{GROUP}/made"  # when, in seconds by the operator's clock: before or after it knew something
 
 TRAINER = "trainer"
 SIDECAR = "holdfast-sidecar"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from holdfast_core.planner import PodView
 
 from . import names
 
+_NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 _STARTING = ("ContainerCreating", "PodInitializing", "")
 _SHOULD_BE_HEARD = 5.0  # seconds of dialling a started sidecar before its silence counts
 
@@ -57,7 +59,7 @@ def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, 
         node=spec.get("nodeName", ""),
         ip=status.get("podIP", ""),
         port=config.API_PORT,
-        age=max(0.0, now - (seconds(meta.get("creationTimestamp")) or now)),
+        age=age(meta, now),
         waiting="" if phase in ("Succeeded",) else _waiting(pod, heard, note),
         agent=_aged(heard),
         agent_age=_age(heard, pod),
@@ -69,6 +71,13 @@ def pod_view(pod: Mapping[str, Any], heard: Heard, node: NodeHealth, note: str, 
         answers=heard.answers,
         unanswered=heard.unanswered,
     )
+
+
+def age(meta: Mapping[str, Any], now: float) -> float:
+    """Seconds since a pod was made, by our own clock where it tells: what the API server writes is cut to whole seconds."""
+    made = (meta.get("annotations") or {}).get(names.ANNOTATION_MADE, "")
+    created = float(made) if _NUMBER.fullmatch(made) else seconds(meta.get("creationTimestamp"))
+    return max(0.0, now - (created or now))
 
 
 def seconds(timestamp: Any) -> float | None:

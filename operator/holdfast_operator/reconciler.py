@@ -233,7 +233,7 @@ class Reconciler:
     def _view(self, pod: Any, job: Job, now: float) -> PodView | None:
         meta, node = pod["metadata"], pod.get("spec", {}).get("nodeName", "")
         heard = self._links.heard(meta["name"])
-        age = now - (observe.seconds(meta.get("creationTimestamp")) or now)
+        age = observe.age(meta, now)
         silent = heard.age > _SILENT if heard.age is not None else age > _SLOW_START
         ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
         health = self._nodes.get(node) if node and silent and not ended else NodeHealth()

@@ -157,7 +157,8 @@ def test_who_is_stranded_on_a_dead_node():
     sent = replace(pod(5, None), node="n1", **waiting)
     pods = [pod(1, 2.2), pod(2, 0.1), sent, replace(sent, index=6, phase="Running"), replace(pod(7, 0.1), node="n1")]
     pods += [replace(sent, index=8, node="n2"), replace(sent, index=9, node="")]
-    assert stranded(pods, gone) == {5: Cause(LOST, "pod p5 was sent to node n1 just before that was found dead")}
+    text = "pod p5 was made before node n1 was found dead, and sent there"
+    assert stranded(pods, gone, {}, 1000.0) == {5: Cause(LOST, text)}
 
 
 def test_who_watches_whom():

@@ -100,6 +100,12 @@ def test_identity_and_node():
     assert (made.deleting, made.age, made.node_ready, made.node_lease_age) == (True, 100.0, False, 33.0)
 
 
+@pytest.mark.parametrize(("made", "age"), [(f"{NOW - 3.5}", 3.5), (f"{NOW + 9}", 0.0), ("soon", 100.0), ("", 100.0)])
+def test_a_pods_age_is_told_by_the_operators_own_clock_where_it_made_it(made: str, age: float):
+    """To fractions of a second: whether it was made before or after a node was found dead."""
+    assert view(pod(creationTimestamp=CREATED, annotations={"holdfast.dev/made": made})).age == pytest.approx(age)
+
+
 def test_a_spare_has_its_number_and_no_index_whatever_its_labels_say_it_took():
     spare = pod()
     spare["metadata"]["labels"] = {"holdfast.dev/spare": "7", "holdfast.dev/incarnation": "1"}

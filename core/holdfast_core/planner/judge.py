@@ -7,6 +7,7 @@ Kubernetes knows of its node, which is late. Only if all that can speak agree is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from ..messages import Member
@@ -55,12 +56,18 @@ def _silent(pod: PodView, pods: Sequence[PodView], policy: Policy, watching: Col
     return _unreachable(pod, _heard(pod, witnesses))
 
 
-def stranded(pods: Sequence[PodView], gone: Mapping[int, Cause]) -> dict[int, Cause]:
-    """Pods that were sent to a node just before another one there was found dead: no kubelet will ever start them."""
-    dead = {p.node for p in pods if p.index in gone and gone[p.index].reason in OF_NODES}
+def stranded(pods: Sequence[PodView], gone: Mapping[int, Cause], dark: Mapping[str, float], now: float) -> dict[int, Cause]:
+    """Pods that no kubelet will ever start: they are on nodes that are found dead now, or on those in `dark`, which were found
+    dead before, and when.
+
+    Only pods that were made before that: a newer one was told to keep away, and found no better place. Else it would be made
+    anew again and again, until Kubernetes knows too.
+    """
+    dead = {**dark, **{p.node: math.inf for p in pods if p.index in gone and gone[p.index].reason in OF_NODES}}
     waiting = [p for p in pods if p.node in dead and p.phase == "Pending" and p.agent is None and p.index not in gone]
-    text = "pod {} was sent to node {} just before that was found dead"
-    return {p.index: Cause(reasons.POD_UNREACHABLE, text.format(p.name, p.node)) for p in waiting}
+    early = [p for p in waiting if now - p.age < dead[p.node]]
+    text = "pod {} was made before node {} was found dead, and sent there"
+    return {p.index: Cause(reasons.POD_UNREACHABLE, text.format(p.name, p.node)) for p in early}
 
 
 def suspicious(pod: PodView, policy: Policy) -> bool:

@@ -19,6 +19,9 @@ _IN_VAIN = 30.0  # seconds that a pod waits for another node
 _MOST = 16  # nodes that are remembered, and failures of each
 _LEASE_STALE = 20.0
 _RECENT = 120.0  # seconds; by then a node is back, or Kubernetes keeps pods from it
+_RENEWED = 15.0  # seconds; kubelets that live renew their lease every ten
+_BOOT = 5.0  # seconds that a node takes at least from a failure until it is back
+_FRESH = 2.5  # seconds; heartbeats come twice a second
 
 
 def note(work: Pass, gone: Mapping[int, Cause]) -> None:
@@ -27,11 +30,13 @@ def note(work: Pass, gone: Mapping[int, Cause]) -> None:
 
 
 def blame(work: Pass, lost: Sequence[tuple[PodView, Cause]]) -> None:
-    """Of these pods, those that could not be reached any more speak against their nodes."""
+    """Of these pods, those that could not be reached any more speak against their nodes. One that was never heard was sent to
+    a node that was dead already: that is no second failure."""
     pods = [(pod, cause) for pod, cause in lost if cause.reason in OF_NODES]
     failures = list(work.status.node_failures)
     for pod, cause in pods:
-        if pod.node and not any(f.node == pod.node and work.now - f.time < _SAME for f in failures):
+        same = _RECENT if pod.agent_age is None else _SAME
+        if pod.node and not any(f.node == pod.node and work.now - f.time < same for f in failures):
             failures.append(NodeFailure(pod.node, work.now, cause.reason, pod.agent_age or 0.0))
     names = (*work.status.dead_pods, *(p.name for p, _ in pods))
     work.set(node_failures=tuple(failures[-_MOST * _MOST :]), dead_pods=names)
@@ -78,9 +83,24 @@ def suspects(status: Status, now: float) -> dict[str, float]:
     return {node: at for node, at in recent.items() if node not in avoided}
 
 
+def dark(work: Pass) -> dict[str, float]:
+    """Nodes that were found dead, and when, without a sign of life since: no pod there is heard, and their lease was not
+    renewed, which must be known once a kubelet would have had the time to."""
+    recent = {f.node: f.time for f in work.status.node_failures if work.now - f.time < _RECENT}
+    return {node: at for node, at in recent.items() if _dark([p for p in work.observed.pods if p.node == node], work.now - at)}
+
+
+def _dark(pods: Sequence[PodView], failed_ago: float) -> bool:
+    leases = [p.node_lease_age for p in pods if p.node_lease_age is not None]
+    known = bool(leases) or failed_ago < _RENEWED
+    return known and not any(p.fresh(_FRESH) for p in pods) and all(age > failed_ago - _BOOT for age in leases)
+
+
 def dead(work: Pass, pod: PodView) -> bool:
-    """Whether a replaced pod was lost by the death of its node, as far as Kubernetes can tell too. Of one that was going already
-    nobody else can: both signs must agree then, since a kubelet that lives will end it."""
+    """Whether a replaced pod was lost by the death of its node, as far as Kubernetes can tell too.
+
+    Of one that was going before nobody else can tell it: both signs must agree then, since a kubelet that lives will end it.
+    """
     stale = (pod.node_lease_age or 0.0) > _LEASE_STALE
     if pod.name in work.status.dead_pods:
         return pod.node_ready is False or stale

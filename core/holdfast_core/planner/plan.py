@@ -68,7 +68,7 @@ def _find_lost(work: Pass) -> dict[int, Cause]:
         cause = lost(pod, work.current, work.job.policy, watching)
         if cause is not None:
             found[pod.index] = cause
-    return found | stranded(work.current, found)
+    return found | stranded(work.current, found, nodes.dark(work), work.now)
 
 
 def _find_vanished(work: Pass) -> dict[int, Cause]:
