@@ -89,6 +89,33 @@ def test_a_deleted_pod_is_drained_first_and_loses_nothing():
     assert world.pod(2).name.endswith("-2-2")  # a new name
 
 
+def test_a_deleted_pod_is_drained_though_the_end_of_its_processes_is_heard_of_first():
+    world = World(job())
+    world.run_to_step(12)
+    world.kill_rank(2, signal=15)
+    for _ in range(2):
+        world.tick()
+    assert (world.status.stage, world.status.attempt) == ("running", 1)
+    world.delete_pod(2)
+    world.run(lambda w: w.status.recoveries == 1)
+    assert world.status.last_recovery.cause == reasons.POD_DELETED
+    assert (world.status.restarts.process, world.status.restarts.pod) == (0, 1)
+    assert world.status.last_recovery.lost_steps <= 1
+
+
+def test_a_rank_that_was_terminated_by_itself_is_restarted_a_second_later_each_time():
+    world = World(job())
+    world.run_to_step(12)
+    for number in (1, 2):
+        before = world.now
+        world.kill_rank(1, signal=15)
+        world.run(lambda w, wanted=number: w.status.restarts.process == wanted)
+        assert world.status.cause.reason == reasons.PROCESS_DIED
+        assert 1.0 <= world.now - before < 2.0
+        assert world.status.failed_at == pytest.approx(before, abs=0.5), "the wait is a part of the recovery"
+        world.run(lambda w, wanted=number: w.status.recoveries == wanted)
+
+
 def test_a_dark_node_is_replaced_and_costs_no_more_than_was_unsaved():
     world = World(job())
     world.run_to_step(13)

@@ -63,9 +63,9 @@ def handle(work: Pass, cause: Cause) -> None:
     source = work.status.source
     if cause.reason == reasons.CORRUPT_SNAPSHOT and source is not None:
         work.set(excluded=(*work.status.excluded, *_refused(work, source)))
-    restarts = work.status.restarts
+    restarts, seen = work.status.restarts, work.status.terminated_at
     work.set(restarts=replace(restarts, process=restarts.process + 1))
-    fail(work, cause, since=work.now)
+    fail(work, cause, since=work.now if seen is None else seen)
 
 
 def _refused(work: Pass, source: Source) -> list[Source]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from .types import Cause, CreatePod, Inspect, PodView, Send, Worker
 
 _STOP_SECONDS = 10.0
 _FRESH = 3.0  # seconds; an agent heard within this time is there
+_HEARSAY = 1.0  # seconds until a deletion is heard of that a pod already obeys
 _NOTE_SECONDS = 10.0  # of a long preparation, between two words of how far it is
 
 
@@ -231,7 +233,7 @@ def _launch(work: Pass) -> None:
             work.do(Send(pod.name, Command("launch", number)))
     if len(agents) == work.job.replicas and all(a.phase in ("running", "exited") for _, a in agents):
         phase = work.status.phase if work.status.cause else "Starting"
-        work.set(phase=phase)
+        work.set(phase=phase, terminated_at=None)
         work.stage("running", f"attempt {number}: processes started")
     elif work.in_stage() > work.job.policy.prepare_deadline:
         failures.fail(work, Cause(reasons.PREPARE_FAILED, "launchers did not start the processes in time"), since=None)
@@ -244,11 +246,23 @@ def _run(work: Pass) -> None:
     work.set(ready=sum(_ready(p) for p in work.current))
     failure = failures.find(work)
     if failure is not None:
-        failures.handle(work, failure)
+        if not _may_be_a_deletion(work):
+            failures.handle(work, failure)
     elif len(work.ranks) == work.job.world_size and all(r.exit_code == 0 for r in work.ranks):
         work.set(step=work.status.reached)
         work.stage("completing", "all ranks exited 0: saving the last step")
         _complete(work)
+
+
+def _may_be_a_deletion(work: Pass) -> bool:
+    """SIGTERM to its processes is the first that a kubelet does for a deleted pod, and may be heard of before the deletion.
+    Taken for a death it would cost the pod's newest steps, since nothing would be drained, and be charged twice."""
+    if not any(r.signal == signal.SIGTERM for r in work.ranks):
+        return False
+    since = work.now if work.status.terminated_at is None else work.status.terminated_at
+    work.set(terminated_at=since)
+    work.look_again = min(work.look_again, 0.2)
+    return work.now - since < _HEARSAY
 
 
 # --- draining: a planned loss (a pod is being deleted) while its memory is still there

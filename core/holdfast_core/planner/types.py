@@ -231,8 +231,9 @@ class Status:
     `levels` are those of ranks that do not take the source's step from their own memory. `reached` is the furthest step
     that all ranks finished in any attempt. `doubted` sources could not be had once, for a reason that may have passed;
     those that are `excluded` too could not be had twice. `brought` are the bytes that the pods had brought by `brought_at`.
-    `failures` are times of faults, for `interval`. `spares` wait, `spare_count` is the highest number of one so far.
-    `dead_pods` were given up because they could not be reached, `once_avoided` are nodes that are or were in `avoided`.
+    `terminated_at`: when a rank of this attempt was seen to have ended by SIGTERM. `failures` are times of faults, for
+    `interval`. `spares` wait, `spare_count` is the highest number of one so far. `dead_pods` were given up because they
+    could not be reached, `once_avoided` are nodes that are or were in `avoided`.
     """
 
     phase: str = "Pending"
@@ -262,6 +263,7 @@ class Status:
     recoveries: int = 0
     first_step_at: float | None = None
     running_since: float | None = None
+    terminated_at: float | None = None
     lost_seconds: float = 0.0
     goodput: float | None = None
     ready: int = 0
