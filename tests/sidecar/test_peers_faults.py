@@ -94,14 +94,15 @@ def lie_with_bytes(liar: PeerServer) -> None:
 
 
 def lie_with_sums(liar: PeerServer) -> None:
-    chunks_of = liar._holdings._chunks_of
+    tiles_of = liar._holdings._tiles_of
 
     def wrong(slot: Any) -> Any:
-        chunks = chunks_of(slot).copy()
+        tiles = tiles_of(slot)
+        chunks = tiles.chunks.copy()
         chunks["crc"] ^= 1
-        return chunks
+        return dataclasses.replace(tiles, chunks=chunks)
 
-    liar._holdings._chunks_of = wrong  # type: ignore[method-assign]
+    liar._holdings._tiles_of = wrong  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("lie", [lie_with_bytes, lie_with_sums])

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -86,6 +87,10 @@ def covered(data: bytes, cuts: list[int]) -> np.ndarray:
     return np.array(tiles, RECORD)
 
 
+def reading(data: bytes) -> Callable[[int, int], memoryview]:
+    return lambda start, end: memoryview(data)[start:end]
+
+
 PARTS = st.tuples(
     st.binary(min_size=1, max_size=400), st.lists(st.integers(0, 400), max_size=8), st.randoms(use_true_random=False)
 )
@@ -100,7 +105,7 @@ def part_of(data: bytes, rng: random.Random) -> tuple[int, int]:
 def test_any_part_of_any_size_of_pieces_is_proven_by_its_table(parts: tuple[bytes, list[int], random.Random]) -> None:
     data, cuts, rng = parts
     start, end = part_of(data, rng)
-    check = Check(table(covered(data, cuts), memoryview(data), start, end), end - start)
+    check = Check(table(covered(data, cuts), reading(data), start, end), end - start)
     while start < end:
         until = rng.randrange(start + 1, end + 1)
         assert check.feed(memoryview(data)[start:until]) == zlib.crc32(data[start:until])
@@ -111,7 +116,7 @@ def test_any_part_of_any_size_of_pieces_is_proven_by_its_table(parts: tuple[byte
 def test_any_flipped_bit_of_a_part_is_found_where_it_is(parts: tuple[bytes, list[int], random.Random]) -> None:
     data, cuts, rng = parts
     start, end = part_of(data, rng)
-    check = Check(table(covered(data, cuts), memoryview(data), start, end), end - start)
+    check = Check(table(covered(data, cuts), reading(data), start, end), end - start)
     wrong, at = bytearray(data[start:end]), rng.randrange(end - start)
     wrong[at] ^= 1 << rng.randrange(8)
     with pytest.raises(Mismatch) as error:
@@ -123,7 +128,7 @@ def test_any_flipped_bit_of_a_part_is_found_where_it_is(parts: tuple[bytes, list
                                    lambda raw: raw[:8] + raw[24:]])  # fmt: skip
 def test_a_table_that_does_not_cover_its_part_is_refused(spoil: object) -> None:
     data = bytes(range(100))
-    raw = table(covered(data, [30, 60]), memoryview(data), 10, 90)
+    raw = table(covered(data, [30, 60]), reading(data), 10, 90)
     with pytest.raises(ValueError, match="table"):
         Check(spoil(raw), 80)  # type: ignore[operator]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .holdings import ImageBytes, in_both, verify
+from .holdings import ImageBytes, in_both, read, verify
 from .wire import PIECE
 
 
@@ -42,7 +42,7 @@ class Changes:
         first, last = np.searchsorted(self._starts, at, "right") - 1, np.searchsorted(self._starts, until, "left")
         if self._differs[last] != self._differs[first]:
             return False
-        new, base = (np.frombuffer(image.view[at:until], np.uint8) for image in (self._new, self._base))
+        new, base = (np.frombuffer(read(image, at, until), np.uint8) for image in (self._new, self._base))
         return bool(np.array_equal(new, base))
 
     def _difference(self, at: int, until: int) -> memoryview:
@@ -54,5 +54,5 @@ class Changes:
             if end > at:
                 self.suspect = image.copy
                 verify(image, at, end)
-                np.bitwise_xor(target[: end - at], np.frombuffer(image.view[at:end], np.uint8), out=target[: end - at])
+                np.bitwise_xor(target[: end - at], np.frombuffer(read(image, at, end), np.uint8), out=target[: end - at])
         return out

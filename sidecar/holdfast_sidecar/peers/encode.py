@@ -19,6 +19,7 @@ from holdfast_core.erasure.code import Code as Arithmetic
 from holdfast_core.erasure.code import Xor, code
 from holdfast_core.erasure.layout import Layout
 from holdfast_core.fastcopy import crc32
+from holdfast_core.messages import Parity
 from holdfast_core.timeline import Copy
 
 from ..arenas import Arenas
@@ -86,12 +87,15 @@ class Encoder:
         self._arenas, self._store, self._connect, self._task, self._stop = arenas, store, connect, task, stop
         self._scratch = memoryview(bytearray(PIECE * max(1, len(task.group) - task.parity)))
         self._same: dict[int, int] = {}
+        self._before: dict[int, Image | None] = {}
 
     def run(self) -> int:
         """Returns the bytes received. Raises PeerError, ArenaError, Stopped."""
         with ExitStack() as stack:
             others = [i for i in range(len(self._task.group)) if i != self._task.me]
             peers = {i: stack.enter_context(self._connect(self._place(i), self._stop)) for i in others}
+            if self._is_held(peers):
+                return 0
             images = tuple(self._image(i, peers) for i in range(len(self._task.group)))
             base = self._base(self._code(images))
             if base is None or not self._update(base, self._code(images), peers):
@@ -101,12 +105,26 @@ class Encoder:
     def _place(self, member: int) -> PeerPlace:
         return holder(self._task.members, self._task.group[member])
 
+    def _is_held(self, peers: dict[int, Peer]) -> bool:
+        """Whether it is whole already. Not if a member that answers has another image of the copy now: it may have got it back
+        from a store, and who had to does not tell."""
+        task = self._task
+        found = self._store.codes(task.rank, Parity(task.copy, task.group, task.parity))
+        return any(all(self._agrees(peers[i], code.images[i]) for i in peers) for code in found)
+
+    def _agrees(self, peer: Peer, image: Image) -> bool:
+        try:
+            now = peer.info(self._task.copy, image.rank).images
+        except PeerError:
+            return True
+        return all(other == image for other in now if other.rank == image.rank)
+
     def _image(self, member: int, peers: dict[int, Peer]) -> Image:
         rank, copy = self._task.group[member], self._task.copy
         if member == self._task.me:
             return image_of(self._arenas.require(rank, copy))
         answer = peers[member].info(copy, rank, self._task.base)
-        self._same[rank] = answer.same
+        self._same[rank], self._before[rank] = answer.same, next((i for i in answer.before if i.rank == rank), None)
         for image in answer.images:
             if image.rank == rank:
                 return image
@@ -162,12 +180,14 @@ class Encoder:
     # --- from differences
 
     def _base(self, kind: Code) -> ParityFile | None:
-        """The parity to go on from, if there is one of such images, and much of them is as it was."""
+        """The parity to go on from, if it is of the images that the members have now, and much of them is as it was."""
         file = self._store.find(self._task.rank, self._task.base) if self._task.base else None
-        if file is None or file.code is None or not _is_alike(kind, file.code):
+        code = file.code if file is not None else None
+        if code is None or not _is_alike(kind, code):
             return None
-        others = [image for image in kind.images if image.rank != self._task.rank]
-        return file if all(self._same[image.rank] >= _WORTH * image.nbytes for image in others) else None
+        others = [(new, old) for new, old in zip(kind.images, code.images, strict=True) if new.rank != self._task.rank]
+        of_these = all(self._before[old.rank] == old for _, old in others)
+        return file if of_these and all(self._same[new.rank] >= _WORTH * new.nbytes for new, _ in others) else None
 
     def _update(self, base: ParityFile, kind: Code, peers: dict[int, Peer]) -> bool:
         """False if it can't be done this way."""

@@ -1,4 +1,8 @@
-"""What the peer server can hand out: images in slots, parity in buffers, with the checksums that are stored for them."""
+"""What the peer server can hand out: images in slots, parity in buffers, with the checksums that are stored for them.
+
+What lies between two tensors belongs to nobody: the trainer leaves there what the slot held before, a store does not keep it.
+It counts as zeros, so that a snapshot has one image, wherever it was written or brought back to, and parity of it stays parity.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from holdfast_core import arena
+from holdfast_core import arena, crcjoin
 from holdfast_core.arena import ArenaError, Slot
 from holdfast_core.checksum import CHUNK
 from holdfast_core.fastcopy import crc32
@@ -29,7 +34,8 @@ _REMEMBERED = 3  # snapshots of a rank whose chunks are known: a manifest of 10,
 
 
 class Readable(Protocol):
-    """Bytes of a file that are mapped at `view`, from `offset` in the file on; `chunks` cover them in order."""
+    """Bytes of a file that are mapped at `view`, from `offset` in the file on; `chunks` cover them in order. `mended` has those that
+    count where they are others than are mapped."""
 
     view: memoryview
     offset: int
@@ -41,12 +47,24 @@ class Readable(Protocol):
     def require_unchanged(self) -> None:
         """Raise ArenaError if it now holds something else."""
 
+    def mended(self, start: int, end: int) -> memoryview | None:
+        """A copy of some bytes, if they don't count as they are; None if they do."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What covers an image: chunks with their checksums, some of which are gaps: where these start and end."""
+
+    chunks: Records
+    gap_starts: Records
+    gap_ends: Records
+
 
 class ImageBytes:
     """A rank's image in its slot."""
 
-    def __init__(self, slot: SlotView, chunks: Records) -> None:
-        self._slot, self.chunks = slot, chunks
+    def __init__(self, slot: SlotView, tiles: Tiles) -> None:
+        self._slot, self._tiles, self.chunks = slot, tiles, tiles.chunks
         self.offset, self.view = image_area(slot)
         self.copy = slot.copy
 
@@ -57,6 +75,18 @@ class ImageBytes:
     def require_unchanged(self) -> None:
         """See Readable."""
         self._slot.require_unchanged()
+
+    def mended(self, start: int, end: int) -> memoryview | None:
+        """See Readable."""
+        starts, ends = self._tiles.gap_starts, self._tiles.gap_ends
+        first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(starts, end, "left"))
+        if first >= last:
+            return None
+        raw = bytearray(self.view[start:end])
+        for at, until in zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True):
+            at, until = max(at, start) - start, min(until, end) - start
+            raw[at:until] = bytes(until - at)
+        return memoryview(raw)
 
 
 class ParityBytes:
@@ -80,6 +110,16 @@ class ParityBytes:
         if self._file.serial != self._serial or not self._file.whole:
             raise ArenaError("the parity is not held any more")
 
+    def mended(self, start: int, end: int) -> memoryview | None:
+        """See Readable."""
+        return None
+
+
+def read(readable: Readable, start: int, end: int) -> memoryview:
+    """Bytes as they count."""
+    mended = readable.mended(start, end)
+    return readable.view[start:end] if mended is None else mended
+
 
 def verify(readable: Readable, start: int, end: int) -> None:
     """Look at all chunks that reach into these bytes; raises CorruptShard, or ArenaError if something else is there."""
@@ -87,9 +127,9 @@ def verify(readable: Readable, start: int, end: int) -> None:
     starts = readable.chunks["start"]
     first, last = int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, end, "left"))
     for at, nbytes, expected in readable.chunks[first:last].tolist():
-        if crc32(readable.view[at : at + nbytes]) != expected:
+        if crc32(read(readable, at, at + nbytes)) != expected:
             readable.require_unchanged()  # a reused slot is not a corrupt one
-            if crc32(readable.view[at : at + nbytes]) != expected:  # a snapshot is not given up for one bad look
+            if crc32(read(readable, at, at + nbytes)) != expected:  # a snapshot is not given up for one bad look
                 raise CorruptShard(f"bytes {at} to {at + nbytes} do not match their checksum in memory")
 
 
@@ -98,7 +138,7 @@ class Holdings:
 
     def __init__(self, arenas: Arenas, parity: ParityStore, corrupt: Corrupt) -> None:
         self._arenas, self._parity, self._corrupt = arenas, parity, corrupt
-        self._known: OrderedDict[tuple[int, Slot], Records] = OrderedDict()
+        self._known: OrderedDict[tuple[int, Slot], Tiles] = OrderedDict()
         self._lock = threading.Lock()
 
     def images(self, copy: Copy) -> tuple[Image, ...]:
@@ -141,19 +181,19 @@ class Holdings:
         if rank not in self._arenas.ranks:
             raise ArenaError(f"rank {rank} is not in this pod")
         slot = self._arenas.require(rank, copy)
-        return ImageBytes(slot, self._chunks_of(slot))
+        return ImageBytes(slot, self._tiles_of(slot))
 
-    def _chunks_of(self, slot: SlotView) -> Records:
+    def _tiles_of(self, slot: SlotView) -> Tiles:
         key = (os.fstat(slot.file.fileno()).st_ino, slot.identity)
         with self._lock:
-            chunks = self._known.pop(key, None)
-        if chunks is None:
-            chunks = _chunks(slot.manifest(), image_area(slot)[1])
+            tiles = self._known.pop(key, None)
+        if tiles is None:
+            tiles = _tiles(slot.manifest(), image_area(slot)[1], slot.slot.data_bytes)
         with self._lock:
-            self._known[key] = chunks
+            self._known[key] = tiles
             while len(self._known) > _REMEMBERED * len(self._arenas.ranks):
                 self._known.popitem(last=False)
-        return chunks
+        return tiles
 
     def _row(self, copy: Copy, rank: int, row: int) -> Readable:
         file = self._parity.find(rank, copy) if rank in self._arenas.ranks else None
@@ -186,19 +226,20 @@ def in_both(new: Records, base: Records) -> Records:
     return np.fromiter((chunk in known for chunk in new.tolist()), bool, len(new))
 
 
-def _chunks(manifest: SlotManifest, image: memoryview) -> Records:
+def _tiles(manifest: SlotManifest, image: memoryview, data_bytes: int) -> Tiles:
     """What has a checksum in the manifest, the manifest itself, and what lies between; raises CorruptShard."""
-    spans = sorted(_spans(manifest))
-    data_bytes, tiles, at = manifest.data_bytes, [], 0
-    for start, nbytes, expected, key in spans:
+    tiles, gaps, at = [], [], 0
+    behind = (data_bytes, len(image) - data_bytes, zlib.crc32(image[data_bytes:]), "manifest")
+    for start, nbytes, expected, key in [*sorted(_spans(manifest)), behind]:
         if start < at:
             raise CorruptShard(f"{key}: overlaps with another entry")
         if start > at:
-            tiles.append((at, start - at, zlib.crc32(image[at:start])))
+            gaps.append((at, start))
+            tiles.append((at, start - at, crcjoin.of_zeros(start - at)))
         tiles.append((start, nbytes, expected))
         at = start + nbytes
-    tiles.append((data_bytes, len(image) - data_bytes, zlib.crc32(image[data_bytes:])))
-    return np.array(tiles, RECORD)
+    starts, ends = np.array(gaps, np.int64).reshape(-1, 2).T.copy()
+    return Tiles(np.array(tiles, RECORD), starts, ends)
 
 
 def _spans(manifest: SlotManifest) -> Iterator[tuple[int, int, int, str]]:

@@ -91,6 +91,11 @@ class ParityStore:
         """Whether this very parity is whole."""
         return any(_describe(file) == kind for file in self._whole(rank))
 
+    def codes(self, rank: int, kind: Parity) -> list[Code]:
+        """Of which images a rank's whole parity of this kind is."""
+        found = [(_describe(file), file.code) for file in self._whole(rank)]
+        return [code for description, code in found if code is not None and description == kind]
+
     def held(self, copy: Copy, rank: int) -> tuple[Held, ...]:
         """The whole parities of a copy whose codeword has `rank` in it."""
         files = (f for mine in self._arenas.ranks for f in self._whole(mine))
@@ -162,8 +167,12 @@ class ParityStore:
         return file
 
     def finish(self, file: ParityFile) -> None:
-        """Its rows and checksums are complete."""
+        """Its rows and checksums are complete. The same kind of parity, if there is some, was of images that are no more."""
         file.finish(self._config.job_uid)
+        with self._lock:
+            for other in self._files[file.rank]:
+                if other is not None and other is not file and _describe(other) == _describe(file):
+                    other.clear()
 
 
 def _describe(file: ParityFile) -> Parity | None:

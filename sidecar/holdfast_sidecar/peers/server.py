@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from holdfast_core import wire as documents
 from holdfast_core.arena import ArenaError
@@ -20,7 +21,7 @@ from . import wire
 from .aside import step_aside
 from .channel import Access, Channel, Closed, Refused, Stalled
 from .deltas import Changes
-from .holdings import Holdings, ImageBytes, Readable, same_bytes, verify
+from .holdings import Holdings, ImageBytes, Readable, read, same_bytes, verify
 from .place import Fault
 from .stop import shut
 from .sums import table
@@ -142,8 +143,8 @@ class PeerServer:
                 images = self._holdings.images(request.copy)
             except ArenaError as error:
                 raise _Unfit(Fault.LACKS, str(error)) from error
-            same = self._same(request.rank, request.copy, request.base) if request.base else 0
-            channel.send(Answer(images=images, parities=self._holdings.parities(request.copy, request.rank), same=same))
+            parities = self._holdings.parities(request.copy, request.rank)
+            channel.send(Answer(images=images, parities=parities, **self._before(request)))
         elif request.kind == wire.PULL:
             senders = [self._sender(request, part) for part in request.parts]
             channel.send(Answer())
@@ -198,6 +199,13 @@ class PeerServer:
         except (ArenaError, CorruptShard) as error:
             raise self._unfit(copy, part, error) from error
 
+    def _before(self, request: Request) -> dict[str, Any]:
+        """What an answer says of the base."""
+        base = request.base
+        if base is None:
+            return {}
+        return {"same": self._same(request.rank, request.copy, base), "before": self._holdings.images(base)}
+
     def _same(self, rank: int, copy: Copy, base: Copy) -> int:
         try:
             return same_bytes(self._holdings.image(copy, rank).chunks, self._holdings.image(base, rank).chunks)
@@ -218,7 +226,7 @@ class PeerServer:
         end = part.start + part.nbytes
         try:
             readable.require_unchanged()
-            raw = table(readable.chunks, readable.view, part.start, end)
+            raw = table(readable.chunks, partial(read, readable), part.start, end)
             channel.send_bytes(wire.FRAME.pack(wire.TABLE, len(raw)) + raw, more=True)
             for at in range(part.start, end, self._step):
                 self._require_ours(request)
@@ -230,7 +238,11 @@ class PeerServer:
     def _send_window(self, channel: Channel, readable: Readable, at: int, end: int) -> None:
         self._throttle.take(end - at)
         channel.send_bytes(wire.FRAME.pack(wire.DATA, end - at), more=True)
-        channel.send_file(readable.fileno(), readable.offset + at, readable.view[at:end])
+        mended = readable.mended(at, end)
+        if mended is None:
+            channel.send_file(readable.fileno(), readable.offset + at, readable.view[at:end])
+        else:
+            channel.send_bytes(mended)
         self.sent += end - at
 
     def _send_changes(self, request: Request, part: Part, changes: Changes, channel: Channel) -> None:

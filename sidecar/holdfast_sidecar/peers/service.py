@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from holdfast_core.config import SidecarConfig
-from holdfast_core.messages import Parity
 from holdfast_core.timeline import Copy
 
 from ..arenas import Arenas
@@ -76,7 +75,7 @@ class Peers:
     async def encode(
         self, rank: int, copy: Copy, group: tuple[int, ...], m: int, members: Sequence[PeerPlace], base: Copy | None = None
     ) -> int:
-        """Build the rank's parity of a copy; returns the bytes received, 0 at once if it is whole already. `base` is a copy
+        """Build the rank's parity of a copy; returns the bytes received, 0 if it is whole already. `base` is a copy
         whose slots and parity are still there. Raises PeerError, ArenaError. Cancelling it stops it at the next piece."""
         task, attempt = Task(rank, copy, group, m, tuple(members), base), self._attempt()
         return await in_thread(f"encode-{rank}", lambda stop: self._encode(task, attempt, stop))
@@ -84,8 +83,6 @@ class Peers:
     def _encode(self, task: Task, attempt: int, stop: Stop) -> int:
         step_aside()
         with _Turn(self._building[task.rank], stop):
-            if self.parity.holds(task.rank, Parity(task.copy, task.group, task.parity)):
-                return 0
             return Encoder(self._arenas, self.parity, self._connecting(attempt), task, stop).run()
 
     async def rebuild(

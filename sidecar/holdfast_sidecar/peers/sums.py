@@ -10,6 +10,7 @@ receiver checks what arrived, while it is in the cache. So one pass proves memor
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,12 @@ class Mismatch(Exception):
         self.start, self.end = start, end
 
 
-def table(chunks: Records, view: memoryview, start: int, end: int) -> bytes:
-    """For bytes `start` to `end` of `view`; `chunks` cover all of it, in order."""
+def table(chunks: Records, read: Callable[[int, int], memoryview], start: int, end: int) -> bytes:
+    """For bytes `start` to `end` of what `read` reads, which `chunks` cover, in order."""
     ends = chunks["start"] + chunks["nbytes"]
     first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(chunks["start"], end, "left"))
     found = chunks[first:last].copy()
-    before, behind = view[int(found["start"][0]) : start], view[end : int(ends[last - 1])]
+    before, behind = read(int(found["start"][0]), start), read(end, int(ends[last - 1]))
     found["start"] -= start
     return b"".join((_EDGES.pack(crc32(before), crc32(behind)), found.tobytes()))
 

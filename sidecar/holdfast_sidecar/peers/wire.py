@@ -107,6 +107,7 @@ class Answer:
     images: tuple[Image, ...] = ()
     parities: tuple[Held, ...] = ()
     same: int = 0  # bytes
+    before: tuple[Image, ...] = ()  # images of the base
 
 
 def pieces(nbytes: int) -> int:
