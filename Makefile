@@ -15,7 +15,7 @@ test-fast: ## what needs neither cluster nor root (under a minute once set up)
 	@scripts/setup
 	@.venv/bin/python -m pytest -q -n auto --dist loadfile -m "not cluster and not slow"
 
-bench: setup ## Holdfast and its peers side by side, into build/bench.json (ONLY=id,id: some figures; docs/bench.md)
+bench: setup ## Holdfast and its peers side by side, into build/bench.json (root; hours; ONLY=id,id: some figures; docs/bench.md)
 	@PYTHONPATH=bench:demo:cluster .venv/bin/python -m holdfast_bench $(if $(ONLY),--only $(ONLY)) $(BENCH_FLAGS)
 
 lint: setup ## ruff, mypy strict, import layers

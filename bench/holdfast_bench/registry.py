@@ -20,6 +20,9 @@ FIGURES: dict[str, Measure] = {
     "crash_to_step": crash.crash_to_step,
     "trainer_overhead": memory.trainer_overhead,
     "lora_bytes": small.lora_bytes,
+    "node_to_step": nodes.node_to_step,
+    "spare_to_step": nodes.spare_to_step,
+    "detect_node": nodes.detect_node,
     "parity_throughput": parity.parity_throughput,
     "replication_throughput": replication.replication_throughput,
     "replication_slowdown": slowdown.replication_slowdown,
@@ -27,18 +30,20 @@ FIGURES: dict[str, Measure] = {
     "model": model.model,
 }
 ASKED_FOR: dict[str, Measure] = {
-    "node_to_step": nodes.node_to_step,
-    "spare_to_step": nodes.spare_to_step,
-    "detect_node": nodes.detect_node,
     "pytorchjob": pytorchjob.pytorchjob,
 }
+
+
+def names() -> tuple[str, ...]:
+    """All that there are, in the order of the table."""
+    return (*FIGURES, *ASKED_FOR)
 
 
 def choose(only: str) -> dict[str, Measure]:
     """The figures of a comma-separated list, FIGURES for an empty one; raises SystemExit with those that exist."""
     known = {**FIGURES, **ASKED_FOR}
-    names = [name for name in only.replace(" ", "").split(",") if name]
-    unknown = [name for name in names if name not in known]
+    wanted = [name for name in only.replace(" ", "").split(",") if name]
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise SystemExit(f"there is no figure {unknown[0]!r}: choose from {', '.join(known)}")
-    return {name: known[name] for name in names or FIGURES}
+    return {name: known[name] for name in wanted or FIGURES}
