@@ -188,18 +188,26 @@ def detect_node(context: Context) -> Outcome:
     figure = Figure(value, "s", target, value <= 3.0 and not alarms and minutes >= 30, samples=noticed)
     rows = [
         Row("node powered off", "until the operator acts", "s", value, note=_SHARED),
-        Row(
-            f"{minutes:.0f} min at 100% CPU", "false alarms", "", float(alarms), note="two busy loops in the node's namespaces"
-        ),
+        Row(f"{minutes:.0f} min at 100% CPU", "false alarms", "", float(alarms), note=load()),
     ]
     return Outcome(figure, rows, {"alarms": alarms, "minutes": minutes})
+
+
+def _loops() -> int:
+    return os.cpu_count() or 1
+
+
+def load() -> str:
+    """What the node that must not be taken for dead is loaded with, in words."""
+    count = _loops()
+    return f"{count} busy loop{'s' if count > 1 else ''} in the node's namespaces"
 
 
 def _under_load(scene: Scene, node: str, seconds: float) -> int:
     """Attempts that began while as many busy loops as there are cores ran in a node; 0 is what is wanted."""
     before, end = scene.job.attempt, time.monotonic() + seconds
     loop = f"import time; end = time.monotonic() + {seconds:.0f}\nwhile time.monotonic() < end: pass"
-    loads = [_spawn(scene, node, loop) for _ in range(os.cpu_count() or 1)]
+    loads = [_spawn(scene, node, loop) for _ in range(_loops())]
     try:
         while time.monotonic() < end:
             time.sleep(5.0)

@@ -62,10 +62,12 @@ def _tell(name: str, start: Callable[[], Side], chapter: Chapter, like: Story | 
 
 
 def outcome(told: Sequence[Told], note: str) -> Outcome:
-    """The figure: seconds of ours after the node's death; it holds if ours came back from all, each time before the peer."""
+    """The figure: seconds of ours after the node's death; it holds if ours came back from all, each time before the peer. Who
+    never ran was not beaten; who could not be hit a second time since it did not come back from the first was."""
     pairs = [pair for chapter in told for pair in _pairs(chapter)]
     ours = [hit.seconds for _, hit, _ in pairs if hit is not None and hit.seconds is not None]
-    holds = bool(pairs) and all(_won(hit, theirs) for _, hit, theirs in pairs)
+    ran = all(chapter.theirs is not None and chapter.theirs.hits for chapter in told)
+    holds = bool(pairs) and ran and all(_won(hit, theirs) for _, hit, theirs in pairs)
     _, last, peer = pairs[-1]
     figure = Figure(
         last.seconds if last is not None else None,
