@@ -168,16 +168,30 @@ class App:
         _log.info("ready" if not self._missing else "not ready")
 
     async def _leave(self) -> None:
-        """The pod is to go: bring the newest step to the stores while our memory is still there, for a bounded time."""
+        """The pod is to go: bring the newest step to peers and stores while our memory is still there, for a bounded time."""
         _log.info("asked to stop")
-        if self.lifecycle.record.phase in (IDLE, FINISHED) or not self.levels:
+        if self.lifecycle.record.phase in (IDLE, FINISHED):
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(self.config.drain_seconds):
-                if self.lifecycle.coordinator is not None:
-                    await self.lifecycle.coordinator.flush()
-                    await self.lifecycle.drain()
-                await self._quiet()
+                await asyncio.gather(self._until_protected(), self._until_stored())
+
+    async def _until_protected(self) -> None:
+        """The others can do without us when all hold parity of what was committed; until then they need our bytes. Without a
+        coordinator there is nobody to say so."""
+        life = self.lifecycle
+        while self.replicator is not None and self.replicator.awaits(life.record.committed):
+            if life.member is None or not life.member.connected:
+                return
+            await asyncio.sleep(0.05)
+
+    async def _until_stored(self) -> None:
+        if not self.levels:
+            return
+        if self.lifecycle.coordinator is not None:
+            await self.lifecycle.coordinator.flush()
+            await self.lifecycle.drain()
+        await self._quiet()
 
     async def _quiet(self) -> None:
         """Others may be told to go a moment later, and order an upload then."""

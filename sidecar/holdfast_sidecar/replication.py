@@ -146,6 +146,12 @@ class Replicator:
         found = ((rank, p) for rank, held in self.peers.parity.whole().items() for p in held)
         return [Reached(attempt, PEERS, rank, p.copy, group=p.group, parity=p.parity) for rank, p in found]
 
+    def awaits(self, newest: Copy | None) -> bool:
+        """Whether peers who count on this pod have yet to be told that they hold this step."""
+        if newest is None or not self.config.peers.parity or len(self._members) < 2 or self.config.index in self.without:
+            return False
+        return self.kept.protected is None or self.kept.protected.step < newest.step
+
     def cancel(self) -> None:
         """Stop what is under way."""
         for task in self._tasks:

@@ -227,6 +227,29 @@ def test_a_snapshot_that_turns_out_to_be_corrupt_is_forgotten_and_the_operator_i
     assert "step 0 in memory is damaged" in job.sidecars[1].log()
 
 
+def test_a_pod_that_is_told_to_go_stays_until_its_peers_can_do_without_it(make_job: MakeJob) -> None:
+    """There is no store: what only its memory has is lost with it."""
+    job = make_job(3, peers=dataclasses.replace(ON, bandwidth=400_000), slots=4)
+    job.begin(size=1_000_000)
+    job.run(0, 1)
+    protected(job, 0, 60)
+    job.run(2, 6)
+    state = job.sidecars[2].state()
+    assert state.protected != state.committed
+    assert job.sidecars[2].terminate(60) == 0
+    for sidecar in job.sidecars[:2]:
+        assert {p.copy.step for p in sidecar.state().parity[sidecar.config.index]} >= {6}
+
+
+def test_a_pod_that_is_told_to_go_does_not_wait_for_ever(make_job: MakeJob) -> None:
+    job = make_job(3, peers=dataclasses.replace(ON, bandwidth=1000), slots=4, drain_seconds=1.0)
+    job.begin(size=1_000_000)
+    job.run(0, 0)
+    start = time.monotonic()
+    assert job.sidecars[2].terminate(30) == 0
+    assert 1.0 <= time.monotonic() - start < 10.0
+
+
 def test_a_step_that_is_protected_anew_in_other_groups_is_protected_in_the_old_ones_until_then(make_job: MakeJob) -> None:
     """A domain has moved: the same step, which nothing newer follows, is coded in groups of another shape."""
     job = make_job(4, peers=dataclasses.replace(ON, group_size=2), slots=4)
