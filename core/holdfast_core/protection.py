@@ -16,6 +16,8 @@ from .messages import Member, Parity
 from .timeline import Copy
 
 _NEIGHBOURS = 2  # pods that a pod without a group watches on each side
+_CONNECTIONS = 256  # that any pod serves
+_BLOCKS = 8  # of a lost rank, that are rebuilt side by side
 
 
 def groups_of(members: Sequence[Member], config: PeersConfig, without: Collection[int] = ()) -> tuple[Group, ...]:
@@ -45,6 +47,13 @@ def watched(index: int, members: Sequence[Member], groups: Iterable[Group]) -> t
     place = next((i for i, m in enumerate(members) if m.index == index), 0)
     around = [members[(place + d) % len(members)] for d in (*range(1, _NEIGHBOURS + 1), *range(-_NEIGHBOURS, 0))]
     return tuple({m.index: m for m in around if m.index != index}.values())
+
+
+def connections(config: PeersConfig, processes: int) -> int:
+    """How many a pod may have to serve at a time: each rank of the others in its group has one in a round, and those of the round
+    before may not have ended yet; each lost rank that is rebuilt has one for each block that is under way."""
+    largest = 2 * config.group_size  # a group is larger than asked for where another one would be too small for its parity
+    return max(_CONNECTIONS, (2 * largest + _BLOCKS * config.parity) * processes)
 
 
 @dataclass(frozen=True)

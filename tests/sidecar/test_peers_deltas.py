@@ -13,9 +13,10 @@ from holdfast_sidecar.peers import Fault, PeerError
 from holdfast_sidecar.peers.deltas import Changes
 from holdfast_sidecar.peers.encode import Encoder
 from holdfast_sidecar.peers.parity_file import ParityFile
+from holdfast_sidecar.peers.throttle import Throttle
 
 from .conftest import MakePods
-from .peer_pods import PeerJob
+from .peer_pods import PeerJob, encode
 
 MIB = 1 << 20
 
@@ -53,6 +54,16 @@ def test_parity_from_changes_is_that_from_whole_snapshots(make_pods: MakePods) -
         pod.peers.parity.drop(pod.config.index, second)
     job.protect(second)
     assert [bytes(job.parity(rank, second).row(0)) for rank in range(4)] == found
+
+
+def test_differences_come_in_small_portions_on_a_slow_line(make_pods: MakePods) -> None:
+    """Nobody is silent for as long as a piece takes."""
+    job, first, second = changed(make_pods, 2, 1, [3 * MIB] * 2, 3 * MIB // 2)
+    server = job.pods[1].peers._server
+    assert server is not None
+    server._throttle = Throttle(400_000)
+    job.pods[0].peers.stall = 1.5
+    assert encode(job, 0, second, base=first) < 3 * MIB
 
 
 def test_where_little_is_as_it_was_all_is_sent(make_pods: MakePods) -> None:

@@ -231,7 +231,7 @@ def test_a_stream_ends_when_the_next_attempt_begins(make_pods: MakePods) -> None
         job.pods[1].fence(2)
         send(*args)
 
-    sender._step = 1 << 20
+    sender._window = 1 << 20
     sender._send_window = begin  # type: ignore[method-assign]
     assert fault(job, 0, copy).kind is Fault.FENCED
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from holdfast_sidecar.peers import PeerPlace
+from holdfast_sidecar.peers.client import STALL
 from holdfast_sidecar.peers.probes import Probes
 from holdfast_sidecar.peers.sums import RECORD, Check, Mismatch, table
 from holdfast_sidecar.peers.throttle import Throttle
@@ -44,7 +45,7 @@ def test_without_a_limit_nobody_waits() -> None:
     throttle = Throttle(0, clock, clock.sleep)
     throttle.take(1 << 40)
     assert clock.slept == []
-    assert throttle.step(4 << 20) == 4 << 20
+    assert throttle.step(4 << 20, 500) == 4 << 20
 
 
 def test_many_bytes_take_their_time() -> None:
@@ -74,8 +75,20 @@ def test_connections_take_turns() -> None:
 
 
 def test_a_slow_line_is_fed_in_small_portions() -> None:
-    assert Throttle(1 << 20).step(4 << 20) == 1 << 17
-    assert Throttle(1000).step(4 << 20) == 16 << 10
+    assert Throttle(1 << 20).step(4 << 20, 1) == 1 << 17
+    assert Throttle(2 << 30).step(4 << 20, 1) == 4 << 20
+
+
+@pytest.mark.parametrize("rate", [1 << 16, 1 << 20, 16 << 20, 64 << 20, 2 << 30])
+@pytest.mark.parametrize("connections", [1, 24, 120, 448, 496])
+def test_however_many_share_a_line_nobody_is_silent_for_as_long_as_a_client_waits(rate: int, connections: int) -> None:
+    promised: list[float] = []
+    throttle = Throttle(rate, lambda: 0.0, promised.append)
+    step = throttle.step(4 << 20, connections)
+    for _ in range(connections + 1):
+        throttle.take(step)
+    assert promised[-1] < 0.8 * STALL
+    assert promised[-1] < 1.1 or step == 1 << 10
 
 
 # --- checksums

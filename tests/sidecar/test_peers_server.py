@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ def fault(job: PeerJob, rank: int, copy: Copy) -> PeerError:
     with pytest.raises(PeerError) as error:
         encode(job, rank, copy)
     return error.value
+
+
+def test_how_many_are_served_at_a_time_depends_on_the_jobs_shape(make_pods: MakePods) -> None:
+    job = make_pods(2, processes=4, encrypted=False, group_size=32)
+    place, copy = job.pods[1].place, job.seal(3, [5000] * 8)
+    with ExitStack() as stack:
+        for _ in range(300):  # all of them in their handshake
+            stack.enter_context(socket.create_connection((place.host, place.port), 5))
+        assert encode(job, 0, copy, (0, 4)) > 0
 
 
 @pytest.mark.parametrize("encrypted", [True, False])

@@ -15,6 +15,7 @@ from holdfast_core.arena import ArenaError
 from holdfast_core.config import SidecarConfig
 from holdfast_core.fastcopy import crc32
 from holdfast_core.manifest import CorruptShard
+from holdfast_core.protection import connections
 from holdfast_core.timeline import Copy
 
 from . import wire
@@ -29,8 +30,7 @@ from .throttle import Throttle
 from .wire import Answer, Part, Request
 
 STALL = 60.0  # seconds that a client may take or ask nothing: in lockstep with a slow pod it does not read from the others
-_MOST = 256  # connections: a rebuild opens one for each block and rank
-_BACKLOG = 64
+_BACKLOG = 1024  # connections: all ranks of a large group dial at the same moment
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ class PeerServer:
     def __init__(self, config: SidecarConfig, access: Access, holdings: Holdings, attempt: Callable[[], int]) -> None:
         self._config, self._access, self._holdings, self._attempt = config, access, holdings, attempt
         self._throttle = Throttle(config.peers.bandwidth)
-        self._step = self._throttle.step(wire.WINDOW)
+        self._most, self._window = connections(config.peers, config.processes), wire.WINDOW
         self._listener: socket.socket | None = None
         self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class PeerServer:
 
     def _begin(self, sock: socket.socket, address: str) -> None:
         with self._lock:
-            if len(self._clients) >= _MOST or self._listener is None:
+            if len(self._clients) >= self._most or self._listener is None:
                 sock.close()
                 return
             self._clients.add(sock)
@@ -228,12 +228,19 @@ class PeerServer:
             readable.require_unchanged()
             raw = table(readable.chunks, partial(read, readable), part.start, end)
             channel.send_bytes(wire.FRAME.pack(wire.TABLE, len(raw)) + raw, more=True)
-            for at in range(part.start, end, self._step):
+            at = part.start
+            while at < end:
                 self._require_ours(request)
-                self._send_window(channel, readable, at, min(end, at + self._step))
+                until = min(end, at + self._portion())
+                self._send_window(channel, readable, at, until)
                 readable.require_unchanged()
+                at = until
         except (ArenaError, CorruptShard) as error:
             raise self._unfit(request.copy, part, error) from error
+
+    def _portion(self) -> int:
+        """Bytes to send at a time, by how many share the line now."""
+        return self._throttle.step(self._window, len(self._clients))
 
     def _send_window(self, channel: Channel, readable: Readable, at: int, end: int) -> None:
         self._throttle.take(end - at)
@@ -253,10 +260,15 @@ class PeerServer:
                 if change is None:
                     channel.send_bytes(wire.FRAME.pack(wire.SAME, nbytes), more=True)
                     continue
-                self._throttle.take(nbytes)
-                head = wire.FRAME.pack(wire.CHANGE, nbytes) + wire.CRC.pack(crc32(change))
-                channel.send_bytes(head, more=True)
-                channel.send_bytes(change)
-                self.sent += nbytes
+                self._send_change(channel, change)
         except (ArenaError, CorruptShard) as error:
             raise self._unfit(changes.suspect, part, error) from error
+
+    def _send_change(self, channel: Channel, change: memoryview) -> None:
+        channel.send_bytes(wire.FRAME.pack(wire.CHANGE, len(change)) + wire.CRC.pack(crc32(change)), more=True)
+        portion = self._portion()
+        for at in range(0, len(change), portion):
+            raw = change[at : at + portion]
+            self._throttle.take(len(raw))
+            channel.send_bytes(raw)
+            self.sent += len(raw)

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-_LEAST = 16 << 10  # bytes
+_LEAST = 1 << 10  # bytes
+_PORTIONS = 8  # a second, at least
 
 
 class Throttle:
@@ -22,9 +23,10 @@ class Throttle:
         self._lock = threading.Lock()
         self._free = float("-inf")  # when what was promised so far will have been sent
 
-    def step(self, most: int) -> int:
-        """A good number of bytes to ask for at a time: `most`, or less on a slow line, so that nobody is silent for long."""
-        return most if not self._rate else min(most, max(_LEAST, self._rate // 8))
+    def step(self, most: int, connections: int) -> int:
+        """A good number of bytes to ask for at a time: `most`, or less on a slow line that so many share, so that each of them has
+        its turn once a second and none is taken for hung."""
+        return most if not self._rate else min(most, max(_LEAST, self._rate // max(_PORTIONS, connections)))
 
     def take(self, nbytes: int) -> None:
         """Wait until so many bytes may be sent."""
