@@ -37,7 +37,7 @@ class Sidecar:
         self._config = SidecarConfig(
             "uid", "gpt", "team", "pod-0", 0, 0, 1, 1,
             slot_bytes=4096, stores=(store,), shared_dir=str(folder / "shared"), tls_dir=str(folder / "tls"),
-            api_port=self.port, metrics_port=0,
+            api_port=self.port, metrics_port=0, peer_port=free_port(),
         )  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
