@@ -8,7 +8,7 @@ import socket
 
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_own = range(10_000, 22_000)[_worker::_workers]  # below those that the kernel hands out to whoever asks for any
+_own = range(13_000, 32_000)[_worker::_workers]  # not those that the kernel hands out, and above those of a cluster
 _start = os.getpid() % len(_own)  # another checkout's tests may run on this machine
 _ports = itertools.cycle([*_own[_start:], *_own[:_start]])
 
