@@ -221,7 +221,8 @@ class Order:
     """The coordinator to all members. `kind`: committed | persist | resync (seal nothing below `copy.step`) | interval |
     replicate (make parity of `copy` in these `groups`; whatever was on its way before is given up) | release (give it up).
 
-    `every` is the interval of snapshots in steps; `round` numbers the orders to replicate.
+    `every` is the interval of snapshots in steps; `round` numbers the orders to replicate; `reason`: why it is given up, if no
+    member has said so itself.
     """
 
     kind: str
@@ -231,3 +232,4 @@ class Order:
     every: int = 0
     groups: tuple[Group, ...] = ()
     round: int = 0
+    reason: str = ""

@@ -7,7 +7,7 @@ has to know computes the same from the same members.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .config import PeersConfig
 from .erasure.groups import Group, Place, make_groups, tolerance
@@ -18,6 +18,8 @@ from .timeline import Copy
 _NEIGHBOURS = 2  # pods that a pod without a group watches on each side
 _CONNECTIONS = 256  # that any pod serves
 _BLOCKS = 8  # of a lost rank, that are rebuilt side by side
+_LINE = 100e6 / 8  # bytes a second: the slowest line that a job is expected to have
+_MARGIN = 16  # other traffic may take the rest, and does for seconds
 
 
 def groups_of(members: Sequence[Member], config: PeersConfig, without: Collection[int] = ()) -> tuple[Group, ...]:
@@ -50,10 +52,60 @@ def watched(index: int, members: Sequence[Member], groups: Iterable[Group]) -> t
 
 
 def connections(config: PeersConfig, processes: int) -> int:
-    """How many a pod may have to serve at a time: each rank of the others in its group has one in a round, and those of the round
-    before may not have ended yet; each lost rank that is rebuilt has one for each block that is under way."""
+    """How many a pod may have to serve at a time: each rank of the others in its group has one in a round, and those of the
+    round before may not have ended yet; each lost rank that is rebuilt has one for each block that is under way."""
     largest = 2 * config.group_size  # a group is larger than asked for where another one would be too small for its parity
     return max(_CONNECTIONS, (2 * largest + _BLOCKS * config.parity) * processes)
+
+
+def least_rate(bandwidth: int, sharing: int) -> float:
+    """Bytes a second below which one of so many connections that share a pod's line holds up its round: a sixteenth of its
+    share of what a pod may send, or of a slow line. Who keeps to the limit is never below."""
+    return min(bandwidth or _LINE, _LINE) / sharing / _MARGIN
+
+
+@dataclass(frozen=True)
+class Patience:
+    """With a source: `left` seconds that it may yet be waited for, never more than `most`. What it sends earns it the time that
+    this takes at the `least` rate (0: any will do). So who is faster is waited for without end, who is slower not for long."""
+
+    least: float
+    left: float
+    most: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "most", self.most or self.left)
+
+    def after(self, waited: float, received: int) -> Patience:
+        """It took so many seconds to send so many bytes."""
+        return replace(self, left=min(self.most, self.left + received * self.per_byte - waited)) if self.least else self
+
+    @property
+    def per_byte(self) -> float:
+        """Seconds that a byte earns."""
+        return 1 / self.least if self.least else 0.0
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it is not waited for any longer."""
+        return self.left < 0
+
+
+def suspect(groups: Iterable[Group], done: Collection[int]) -> int:
+    """Which pod seems to hold up a round that does not end: the only one of its group that is not `done`, or the only one that
+    is: all others wait for what it sends. -1 if it is no single one; of two it could be either."""
+    found = set()
+    for group in groups:
+        ready, waiting = ([i for i in group.members if (i in done) is wanted] for wanted in (True, False))
+        if waiting:
+            found.add(_odd_one(ready, waiting) if len(group.members) > 2 else -1)
+    return found.pop() if len(found) == 1 else -1
+
+
+def _odd_one(ready: Sequence[int], waiting: Sequence[int]) -> int:
+    if len(waiting) == 1:
+        return waiting[0]
+    return ready[0] if len(ready) == 1 else -1
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ class Replicator:
         self.config, self._arenas, self.peers = config, arenas, peers
         self._metrics, self._changed = metrics, changed
         self.kept = Kept()
-        self.last: Replication | None = None
+        self.last: Replication | None = None  # that came to an end, or failed
+        self._now = Replication(Copy(-1, 0))
+        self._open = 0  # ranks that have yet to answer the order
         self.without: tuple[int, ...] = ()
         self._members: tuple[Member, ...] = ()
         self._tasks: list[asyncio.Task[None]] = []
@@ -56,7 +58,7 @@ class Replicator:
     def prepare(self, command: Command) -> None:
         """A new attempt: what is under way is over; what the attempt resumes from is kept."""
         self.cancel()
-        self._members = command.members
+        self._members, self.last = command.members, None
         self._keep(prepared(self.kept, command.source, command.history))
         self._watch(command)
 
@@ -93,6 +95,8 @@ class Replicator:
         self._keep(ordered(self.kept, order, self.config.index, self._whole()))
         if order.kind == "replicate":
             self._replicate(order, report)
+        elif order.kind == "release" and order.reason:
+            self.last = Replication(order.copy, time.monotonic() - self._started, error=order.reason)
         elif order.kind == "committed":
             self._drop_other_groups(order)
         self._changed()
@@ -106,12 +110,14 @@ class Replicator:
 
     def _replicate(self, order: Order, report: Report) -> None:
         codewords = rank_groups(order.groups, self._members)
-        self.last, self._started, self._order = Replication(order.copy), time.monotonic(), order
+        self._now, self._started, self._order = Replication(order.copy), time.monotonic(), order
         self._tasks = [
             asyncio.create_task(self._encode(rank, order, *codewords[rank], report))
             for rank in self._arenas.ranks
             if rank in codewords
         ]
+        self._open = len(self._tasks)
+        self._told()
 
     async def _encode(self, rank: int, order: Order, group: tuple[int, ...], parity: int, report: Report) -> None:
         received, error, blame = 0, "", -1
@@ -133,13 +139,20 @@ class Replicator:
         )
 
     def _note(self, order: Order, received: int, error: str) -> None:
-        before = self.last if self.last and self.last.copy == order.copy else Replication(order.copy)
+        before = self._now if self._now.copy == order.copy else Replication(order.copy)
         if error and not before.error:
             _log.warning("no parity of step %d: %s", order.copy.step, error)
         seconds = time.monotonic() - self._started
-        self.last = Replication(order.copy, seconds, before.received + received, error or before.error)
+        self._now = Replication(order.copy, seconds, before.received + received, error or before.error)
+        self._open -= 1
+        self._told()
         self._metrics.replicated(seconds, received, failed=bool(error))
         self._changed()
+
+    def _told(self) -> None:
+        """Why a round failed is told until one has worked, not only until the next one begins."""
+        if self._now.error or self._open <= 0:
+            self.last = self._now
 
     def everything(self, attempt: int) -> list[Reached]:
         """What a coordinator that (re)appears has to know: which parity is whole here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_differences_come_in_small_portions_on_a_slow_line(make_pods: MakePods) 
     server = job.pods[1].peers._server
     assert server is not None
     server._throttle = Throttle(400_000)
+    limited = dataclasses.replace(job.pods[0].config.peers, bandwidth=400_000)
+    job.pods[0].peers._config = dataclasses.replace(job.pods[0].config, peers=limited)
     job.pods[0].peers.stall = 1.5
     assert encode(job, 0, second, base=first) < 3 * MIB
 

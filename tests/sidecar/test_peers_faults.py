@@ -19,6 +19,7 @@ from holdfast_core.config import TLS_NAME
 from holdfast_core.timeline import Copy
 from holdfast_sidecar.peers import Fault, PeerError, holdings, sums
 from holdfast_sidecar.peers.server import PeerServer
+from holdfast_sidecar.peers.throttle import Throttle
 
 from .conftest import MakePods, issue_certificates
 from .harness import client_context, eventually, free_port
@@ -134,6 +135,26 @@ def test_a_hung_peer_is_waited_for_a_bounded_time(make_pods: MakePods) -> None:
     assert error.kind is Fault.STALLED
     assert error.index == 1
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_a_peer_that_trickles_is_named_though_it_is_never_silent(make_pods: MakePods, encrypted: bool) -> None:
+    job, copy = protected(make_pods, encrypted=encrypted)
+    server(job.pods[1])._throttle = Throttle(200_000)  # its own line is that slow, nobody has limited it
+    job.pods[0].peers.stall = 1.0
+    started = time.monotonic()
+    error = fault(job, 0, copy)
+    assert (error.kind, error.index) == (Fault.STALLED, 1)
+    assert "less than" in str(error)
+    assert time.monotonic() - started < 6
+
+
+def test_a_peer_that_keeps_to_the_limit_is_waited_for(make_pods: MakePods) -> None:
+    job, copy = protected(make_pods, bandwidth=1_500_000)
+    job.pods[0].peers.stall = 1.0
+    started = time.monotonic()
+    assert encode(job, 0, copy) > 0
+    assert time.monotonic() - started > 1.0
 
 
 @pytest.mark.parametrize("encrypted", [True, False])

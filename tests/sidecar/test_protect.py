@@ -9,7 +9,7 @@ from holdfast_core.messages import PEERS, Member, Order, Reached, Source
 from holdfast_core.protection import rank_groups
 from holdfast_core.timeline import Copy, Resume
 from holdfast_sidecar.group.keeping import Kept, ordered, prepared
-from holdfast_sidecar.group.protect import AMNESTY_SECONDS, BLAMES, Protect
+from holdfast_sidecar.group.protect import AMNESTY_SECONDS, BLAMES, ROUND_SECONDS, Protect
 
 A = 3  # the attempt
 
@@ -180,6 +180,26 @@ def test_the_others_go_on_without_a_pod_that_fails_every_round_and_forgive_it_la
     assert words(p.advance(copy(5), now)) == [("committed", 5)]
     later = p.advance(copy(6), now + AMNESTY_SECONDS + 1)
     assert later[0].groups == (Group((0, 1, 2, 3), 1),)
+
+
+@pytest.mark.parametrize(("done", "slow"), [((3,), 3), ((0, 1, 2), 3)])
+def test_a_round_that_does_not_end_names_who_is_missing_and_goes_on_without_who_holds_it_up(done: tuple[int, ...], slow: int):
+    """Pod 3 sends too slowly, so that all wait for it, or it is the only one that is not done."""
+    p, number = begun(pods=4)
+    now = 0.0
+    for _ in range(BLAMES):
+        for index in done:
+            whole(p, index, 5, number)
+        assert p.advance(copy(6), now + ROUND_SECONDS) == []
+        now += ROUND_SECONDS + 1
+        (release, *_) = p.advance(copy(6), now)
+        assert release.kind == "release"
+        missing = ", ".join(str(i) for i in range(4) if i not in done)
+        assert f"pod{'s' if len(done) == 1 else ''} {missing}" in release.reason
+        now += 20.0
+        for order in p.advance(copy(5), now):
+            number = order.round
+    assert set(p.without) == {slow}
 
 
 def test_while_a_member_is_away_nothing_that_may_be_needed_to_rebuild_it_is_given_up():

@@ -12,12 +12,12 @@ commits first. Words that crossed an order are told from answers to it by the ro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from holdfast_core.config import PeersConfig
 from holdfast_core.messages import PEERS, Member, Order, Reached
-from holdfast_core.protection import groups_of, rank_groups
+from holdfast_core.protection import groups_of, rank_groups, suspect
 from holdfast_core.timeline import Copy, History, is_valid
 
 ROUND_SECONDS = 600.0
@@ -153,16 +153,31 @@ class Protect:
 
     def _give_up(self, now: float) -> list[Order]:
         """A round that never ends. One that waits for a member that is away does not: see the module."""
-        endless = self._round is not None and now - self._round.started > ROUND_SECONDS
-        return self._release(now) if endless else []
+        if self._round is None or now - self._round.started <= ROUND_SECONDS:
+            return []
+        done = self._done(self._round.copy)
+        culprit = suspect(self.groups, done)
+        orders = self._release(now, f"it was not done within {ROUND_SECONDS:.0f} s: {self._words(done)} did not finish")
+        self._blame(culprit, now)
+        return orders
 
-    def _release(self, now: float) -> list[Order]:
+    def _done(self, copy: Copy) -> set[int]:
+        """The pods all of whose ranks hold their parity."""
+        whole = {rank for rank, codeword in self._codewords.items() if (copy, *codeword) in self._held.get(rank, ())}
+        open_ranks = self._codewords.keys() - whole
+        return {m.index for m in self._members if open_ranks.isdisjoint(range(m.first_rank, m.first_rank + m.processes))}
+
+    def _words(self, done: Collection[int]) -> str:
+        missing = sorted(i for group in self.groups for i in group.members if i not in done)
+        return f"pod{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+
+    def _release(self, now: float, reason: str = "") -> list[Order]:
         assert self._round is not None
         ended, self._round = self._round, None
         self._keep_only({self.committed} if self.committed else set())
         self._not_before = now + min(_BACKOFF[0] * 2.0**self._failures, _BACKOFF[1])
         self._failures += 1
-        return [self._order("release", ended.copy, ended.number)]
+        return [self._order("release", ended.copy, ended.number, reason)]
 
     def _begin(self, newest: Copy | None, now: float) -> list[Order]:
         if self._round is not None or newest is None or now < self._not_before or not self._may_begin():
@@ -195,5 +210,5 @@ class Protect:
     def _replicate(self, round_: _Round) -> Order:
         return self._order("replicate", round_.copy, round_.number)
 
-    def _order(self, kind: str, copy: Copy, number: int) -> Order:
-        return Order(kind, self.attempt, PEERS, copy, groups=self.groups, round=number)
+    def _order(self, kind: str, copy: Copy, number: int, reason: str = "") -> Order:
+        return Order(kind, self.attempt, PEERS, copy, groups=self.groups, round=number, reason=reason)

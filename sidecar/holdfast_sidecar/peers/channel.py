@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import socket
 import ssl
@@ -47,6 +48,10 @@ class Closed(Exception):
 
 class Stalled(Exception):
     """The other side was silent for too long."""
+
+
+class Slow(Stalled):
+    """The other side sends, but too slowly."""
 
 
 class Channel:
@@ -95,19 +100,21 @@ class Channel:
 
     # --- bytes
 
-    def fill(self, view: memoryview) -> None:
-        """Receive exactly so many bytes into the caller's memory."""
-        if self._do(lambda: self._fill(view)) < len(view):
+    def fill(self, view: memoryview, seconds: float = math.inf, per_byte: float = 0.0) -> None:
+        """Receive exactly so many bytes into the caller's memory in time, `seconds` and some for each byte; raises Slow too."""
+        if self._do(lambda: self._fill(view, time.monotonic() + seconds, per_byte)) < len(view):
             raise Closed("it closed the connection")
 
-    def _fill(self, view: memoryview) -> int:
+    def _fill(self, view: memoryview, until: float, per_byte: float) -> int:
         """A tight loop: TLS hands out 16 KiB at a time."""
-        receive, flags, at, end = self.sock.recv_into, self._all, 0, len(view)
+        receive, flags, at, end, now = self.sock.recv_into, self._all, 0, len(view), time.monotonic
         while at < end:
             count = receive(view[at:], 0, flags)
             if not count:
                 break
             at += count
+            if at < end and now() > until + at * per_byte:
+                raise Slow("it sends too slowly")
         return at
 
     def _exactly(self, count: int) -> bytes:

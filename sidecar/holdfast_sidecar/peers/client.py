@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections import deque
@@ -11,10 +12,11 @@ from dataclasses import replace
 
 from holdfast_core import wire as documents
 from holdfast_core.fastcopy import crc32
+from holdfast_core.protection import Patience
 from holdfast_core.timeline import Copy
 
 from . import wire
-from .channel import Access, Channel, Closed, Refused, Stalled
+from .channel import Access, Channel, Closed, Refused, Slow, Stalled
 from .idle import Idle, Line
 from .place import Fault, PeerError, PeerPlace
 from .stop import Stop
@@ -37,14 +39,23 @@ _ADVICE = {
 class Peer:
     """One connection. Use as a context manager. All calls block, with limits, and raise PeerError, or Stopped.
 
-    It takes a connection from `idle` if there is one, and leaves it there in the end, if nothing is under way on it."""
+    It takes a connection from `idle` if there is one, and leaves it there in the end, if nothing is under way on it.
+    A peer that sends less than `least` bytes a second is not waited for longer than one that is silent."""
 
     def __init__(
-        self, place: PeerPlace, access: Access, job_uid: str, attempt: int, stop: Stop, stall: float, idle: Idle
+        self,
+        place: PeerPlace,
+        access: Access,
+        job_uid: str,
+        attempt: int,
+        stop: Stop,
+        stall: float,
+        idle: Idle,
+        least: float = 0.0,
     ) -> None:
         self.place, self.received = place, 0
         self._access, self._uid, self._attempt, self._stop, self._stall = access, job_uid, attempt, stop, stall
-        self._idle = idle
+        self._idle, self._patience = idle, Patience(least, stall)
         self._line: Line | None = None
         self._busy = False  # something is under way on it
         self._copy = Copy(-1, 0)
@@ -163,7 +174,7 @@ class Peer:
             if not self._frame_left:
                 self._frame_left = self._expect(wire.DATA, wire.WINDOW)
             count = min(len(view) - done, self._frame_left)
-            self._live.fill(view[done : done + count])
+            self._fill(view[done : done + count])
             done, self._frame_left = done + count, self._frame_left - count
         self.received += done
         told = self._check.feed(view)
@@ -186,9 +197,10 @@ class Peer:
         if kind not in (wire.SAME, wire.CHANGE) or nbytes != len(view):
             raise Refused(f"a frame of kind {kind} with {nbytes} bytes, expected {len(view)}")
         if kind == wire.SAME:
+            self._patience = self._patience.after(0.0, nbytes)  # it looked at them all
             return False
-        self._live.fill(self._crc)
-        self._live.fill(view)
+        self._fill(self._crc)
+        self._fill(view)
         self.received += nbytes
         if crc32(view) != wire.CRC.unpack(self._crc)[0]:
             raise self._lying()
@@ -196,7 +208,7 @@ class Peer:
 
     def _table(self, nbytes: int) -> Check:
         raw = bytearray(self._expect(wire.TABLE, wire.TABLE_LIMIT))
-        self._live.fill(memoryview(raw))
+        self._fill(memoryview(raw))
         try:
             return Check(bytes(raw), nbytes)
         except ValueError as error:
@@ -210,13 +222,21 @@ class Peer:
         return nbytes
 
     def _frame(self) -> tuple[int, int]:
-        self._live.fill(self._head)
+        self._fill(self._head)
         kind, nbytes = wire.FRAME.unpack(self._head)
         if kind == wire.FAULT and nbytes <= wire.ANSWER_LIMIT:
             raw = bytearray(nbytes)
             self._live.fill(memoryview(raw))
             raise self._fault(documents.loads(Answer, bytes(raw)))
         return kind, nbytes
+
+    def _fill(self, view: memoryview) -> None:
+        """The part of a stream that is waited for now."""
+        started, patience = time.monotonic(), self._patience
+        self._live.fill(view, patience.left if patience.least else math.inf, patience.per_byte)
+        self._patience = patience.after(time.monotonic() - started, len(view))
+        if self._patience.is_out:
+            raise Slow("it sends too slowly")
 
     def finish(self) -> None:
         """After the last piece: the peer confirms that nothing changed while it was sent."""
@@ -253,6 +273,9 @@ class Peer:
         """What a broken connection means. If it was us who broke it, nothing."""
         self.close()
         self._stop.check()
+        if isinstance(error, Slow):
+            rate = f"{self._patience.least / 1024:.1f} KiB a second for {self._stall:g} s"
+            return PeerError(Fault.STALLED, f"it sent less than {rate}: its node or the network is too slow", self.place)
         if isinstance(error, Stalled):
             return PeerError(Fault.STALLED, f"it sent nothing for {self._stall:g} s: its node or the network hangs", self.place)
         if isinstance(error, Closed):

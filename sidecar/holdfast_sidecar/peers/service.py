@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from holdfast_core.config import SidecarConfig
+from holdfast_core.protection import least_rate
 from holdfast_core.timeline import Copy
 
 from ..arenas import Arenas
@@ -83,7 +84,8 @@ class Peers:
     def _encode(self, task: Task, attempt: int, stop: Stop) -> int:
         step_aside()
         with _Turn(self._building[task.rank], stop):
-            return Encoder(self._arenas, self.parity, self._connecting(attempt), task, stop).run()
+            least = least_rate(self._config.peers.bandwidth, self._config.processes * max(1, len(task.group) - 1))
+            return Encoder(self._arenas, self.parity, self._connecting(attempt, least), task, stop).run()
 
     async def rebuild(
         self, rank: int, copy: Copy, members: Sequence[PeerPlace], attempt: int, heard: Heard = lambda _: None
@@ -98,11 +100,11 @@ class Peers:
 
         return await in_thread(f"rebuild-{rank}", work)
 
-    def _connecting(self, attempt: int) -> Connect:
+    def _connecting(self, attempt: int, least: float = 0.0) -> Connect:
         if self._access is None:
             raise RuntimeError("peers need certificates: tls_dir is empty")
         access, uid = self._access, self._config.job_uid
-        return lambda place, stop: Peer(place, access, uid, attempt, stop, self.stall, self._idle)
+        return lambda place, stop: Peer(place, access, uid, attempt, stop, self.stall, self._idle, least)
 
     def watch(self, members: Sequence[PeerPlace]) -> None:
         """Look whether these pods answer, from now on. Needs a running event loop."""
