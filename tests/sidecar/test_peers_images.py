@@ -1,4 +1,4 @@
-"""What counts of an image: the tensors and the manifest, not what lies between. A step that a store gave back is the same image."""
+"""What counts of an image: tensors and manifest, not what lies between. A step that a store gave back is the same image."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_an_empty_tensor_at_the_end_leaves_no_hole(make_pods: MakePods) -> None:
         placed = manifest.lay_out([Entry("weight", "bytes", (1001,), 0, 1001), Entry("none", "bytes", (0,), 0, 0)])
         raw = content(rank, 3, 1001)
         about = SlotManifest(3, 1, rank, 2, placed, {})
-        filled = dataclasses.replace(about, entries=tuple(manifest.with_checksums(e, memoryview(raw + bytes(23))) for e in placed))
+        area = memoryview(raw + bytes(23))
+        filled = dataclasses.replace(about, entries=tuple(manifest.with_checksums(e, area) for e in placed))
         assert filled.data_bytes > 1001
         fetch(pod, rank, copy, (filled, {"weight": raw, "none": b""}))
     job.protect(copy)

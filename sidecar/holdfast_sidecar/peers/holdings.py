@@ -34,8 +34,8 @@ _REMEMBERED = 3  # snapshots of a rank whose chunks are known: a manifest of 10,
 
 
 class Readable(Protocol):
-    """Bytes of a file that are mapped at `view`, from `offset` in the file on; `chunks` cover them in order. `mended` has those that
-    count where they are others than are mapped."""
+    """Bytes of a file that are mapped at `view`, from `offset` in the file on; `chunks` cover them in order. `mended` has those
+    that count where they are others than are mapped."""
 
     view: memoryview
     offset: int
@@ -83,8 +83,8 @@ class ImageBytes:
         if first >= last:
             return None
         raw = bytearray(self.view[start:end])
-        for at, until in zip(starts[first:last].tolist(), ends[first:last].tolist(), strict=True):
-            at, until = max(at, start) - start, min(until, end) - start
+        begins = np.maximum(starts[first:last], start) - start
+        for at, until in zip(begins.tolist(), (np.minimum(ends[first:last], end) - start).tolist(), strict=True):
             raw[at:until] = bytes(until - at)
         return memoryview(raw)
 

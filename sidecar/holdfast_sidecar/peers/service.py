@@ -29,8 +29,8 @@ _LOOK = 0.05  # seconds
 
 
 class Peers:
-    """One a sidecar. `attempt` tells the one that is on; `corrupt(rank, copy, text)` hears, in any thread, of a snapshot that was
-    forgotten because its bytes turned out to be wrong when a peer asked for them."""
+    """One a sidecar. `attempt` tells the one that is on; `corrupt(rank, copy, text)` hears, in any thread, of a snapshot that
+    was forgotten because its bytes turned out to be wrong when a peer asked for them."""
 
     def __init__(
         self, config: SidecarConfig, arenas: Arenas, attempt: Callable[[], int], corrupt: Callable[[int, Copy, str], None]

@@ -24,8 +24,8 @@ class Throttle:
         self._free = float("-inf")  # when what was promised so far will have been sent
 
     def step(self, most: int, connections: int) -> int:
-        """A good number of bytes to ask for at a time: `most`, or less on a slow line that so many share, so that each of them has
-        its turn once a second and none is taken for hung."""
+        """A good number of bytes to ask for at a time: `most`, or less on a slow line that so many share, so that each of them
+        has its turn once a second and none is taken for hung."""
         return most if not self._rate else min(most, max(_LEAST, self._rate // max(_PORTIONS, connections)))
 
     def take(self, nbytes: int) -> None:
