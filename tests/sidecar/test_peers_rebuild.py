@@ -184,6 +184,24 @@ def test_a_rebuild_tells_what_it_has_brought(make_pods: MakePods) -> None:
     assert sum(heard) == size
 
 
+@pytest.mark.parametrize("first", ["all", "pairs"])
+def test_a_step_that_is_held_in_two_groupings_is_rebuilt_from_one_of_them(make_pods: MakePods, first: str) -> None:
+    """After pods moved it is protected anew, in other groups; until that is done both are held."""
+    job = make_pods(4, encrypted=False)
+    copy = job.seal(3, [1_000_000] * 4)
+    before = job.images(copy)
+    groupings = [[(0, 1, 2, 3)], [(0, 1), (2, 3)]]
+    for grouping in groupings if first == "all" else reversed(groupings):
+        for group in grouping:
+            job.protect(copy, group=group)
+    assert all(len(held) == 2 for pod in job.pods for held in pod.peers.parity.whole().values())
+    for lost in (1, 2):
+        job.lose(lost)
+        job.rebuild(copy, lost)
+        assert job.pods[lost].image(lost, copy) == before[lost]
+        assert not any(pod.corrupt for pod in job.pods)
+
+
 def test_a_rebuild_that_was_fenced_meanwhile_seals_nothing(make_pods: MakePods) -> None:
     job = make_pods(2, encrypted=False)
     copy = job.seal(3, [300_000] * 2)

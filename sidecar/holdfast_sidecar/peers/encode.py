@@ -29,7 +29,7 @@ from .parity import ParityStore
 from .parity_file import ParityFile
 from .place import Fault, PeerError, PeerPlace, holder
 from .stop import Stop
-from .wire import IMAGE, PIECE, Code, Image, Part, pieces
+from .wire import IMAGE, PIECE, Code, Image, Part, kind_of, pieces
 
 Connect = Callable[[PeerPlace, Stop], Peer]
 _WORTH = 1 / 3  # of an image must be as it was: comparing costs about as much as sending
@@ -181,7 +181,8 @@ class Encoder:
 
     def _base(self, kind: Code) -> ParityFile | None:
         """The parity to go on from, if it is of the images that the members have now, and much of them is as it was."""
-        file = self._store.find(self._task.rank, self._task.base) if self._task.base else None
+        base = self._task.base
+        file = self._store.find(self._task.rank, base, replace(kind_of(kind), copy=base)) if base else None
         code = file.code if file is not None else None
         if code is None or not _is_alike(kind, code):
             return None

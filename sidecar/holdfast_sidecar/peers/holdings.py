@@ -162,7 +162,7 @@ class Holdings:
         """What turned out to be corrupt is not held any more, so that nobody counts on it. Whoever reads the slot meanwhile, an
         upload or a trainer, checks what it reads; the writer keeps off it for as long as it is leased."""
         if part.kind != IMAGE:
-            self._parity.drop(part.rank, copy)
+            self._parity.drop(part.rank, copy, only=part.of)
             return
         view = self._arenas.find(part.rank, copy)
         if view is not None:
@@ -171,7 +171,7 @@ class Holdings:
 
     def open(self, copy: Copy, part: Part) -> Readable:
         """What a part is a part of. Raises ArenaError if it is not there or not so long, CorruptShard."""
-        found = self.image(copy, part.rank) if part.kind == IMAGE else self._row(copy, part.rank, part.row)
+        found = self.image(copy, part.rank) if part.kind == IMAGE else self._row(copy, part)
         if part.start < 0 or part.nbytes < 1 or part.start + part.nbytes > found.view.nbytes:
             raise ArenaError(f"bytes {part.start} to {part.start + part.nbytes} of {found.view.nbytes} were asked for")
         return found
@@ -195,12 +195,12 @@ class Holdings:
                 self._known.popitem(last=False)
         return tiles
 
-    def _row(self, copy: Copy, rank: int, row: int) -> Readable:
-        file = self._parity.find(rank, copy) if rank in self._arenas.ranks else None
+    def _row(self, copy: Copy, part: Part) -> Readable:
+        file = self._parity.find(part.rank, copy, part.of) if part.rank in self._arenas.ranks else None
         code = file.code if file is not None else None
-        if file is None or code is None or not 0 <= row < code.parity:
-            raise ArenaError(f"there is no parity of step {copy.step} for rank {rank} here")
-        return ParityBytes(file, row)
+        if file is None or code is None or not 0 <= part.row < code.parity:
+            raise ArenaError(f"there is no such parity of step {copy.step} for rank {part.rank} here")
+        return ParityBytes(file, part.row)
 
 
 def image_of(slot: SlotView) -> Image:

@@ -23,7 +23,7 @@ from holdfast_core.wire import WireError
 from ..arenas import Arenas
 from ..slots import NoMemory
 from .parity_file import ParityFile, size_for
-from .wire import Code, Held
+from .wire import Code, Held, kind_of
 
 _NAME = re.compile(r"^rank-(\d{5,})\.([01])\.parity$")
 _SLACK = 1 << 20  # bytes of a buffer that may stay unused before it is made anew, smaller
@@ -83,9 +83,9 @@ class ParityStore:
     def _whole(self, rank: int) -> list[ParityFile]:
         return [file for file in self._files[rank] if file is not None and file.whole]
 
-    def find(self, rank: int, copy: Copy) -> ParityFile | None:
-        """A rank's whole parity of a copy."""
-        return next((f for f in self._whole(rank) if f.copy == copy), None)
+    def find(self, rank: int, copy: Copy, kind: Parity | None = None) -> ParityFile | None:
+        """A rank's whole parity of a copy, of that kind if one is named."""
+        return next((f for f in self._whole(rank) if f.copy == copy and (kind is None or _describe(f) == kind)), None)
 
     def holds(self, rank: int, kind: Parity) -> bool:
         """Whether this very parity is whole."""
@@ -108,11 +108,11 @@ class ParityStore:
         """From now on, the buffers of these copies are not reused. Until it is first called, that is a rank's newest."""
         self._kept = frozenset(copies)
 
-    def drop(self, rank: int, copy: Copy, but: Parity | None = None) -> None:
-        """Forget the parity of a copy, all of it or all but one kind; the buffers stay for the next."""
+    def drop(self, rank: int, copy: Copy, but: Parity | None = None, only: Parity | None = None) -> None:
+        """Forget the parity of a copy, all of it, all but one kind, or only that; the buffers stay for the next."""
         with self._lock:
             for file in self._whole(rank):
-                if file.copy == copy and _describe(file) != but:
+                if file.copy == copy and _describe(file) != but and only in (None, _describe(file)):
                     file.clear()
 
     def begin(self, rank: int, code: Code, base: Copy | None = None) -> ParityFile:
@@ -178,4 +178,4 @@ class ParityStore:
 def _describe(file: ParityFile) -> Parity | None:
     """None if another thread has just cleared it."""
     code = file.code
-    return Parity(code.copy, code.group, code.parity) if code is not None else None
+    return kind_of(code) if code is not None else None

@@ -29,7 +29,7 @@ from .client import Peer
 from .encode import Connect, layout_of
 from .place import Fault, PeerError, PeerPlace
 from .stop import Stop
-from .wire import IMAGE, PARITY, PIECE, Answer, Code, Image, Part, pieces
+from .wire import IMAGE, PARITY, PIECE, Answer, Code, Image, Part, kind_of, pieces
 
 PATIENCE = 15.0  # seconds for peers to come back that are out of reach; a container takes one or two to be started again
 _AGAIN = 0.25
@@ -247,7 +247,7 @@ def _part(plan: Plan, source: Source, most: int) -> Part | None:
         start, end = plan.layout.span(source.index, plan.code.images[source.member].nbytes)
         part = Part(IMAGE, rank, start, min(most, end - start))
     else:
-        part = Part(PARITY, rank, 0, min(most, plan.layout.block), row=source.index)
+        part = Part(PARITY, rank, 0, min(most, plan.layout.block), row=source.index, of=kind_of(plan.code))
     return part if part.nbytes > 0 else None
 
 

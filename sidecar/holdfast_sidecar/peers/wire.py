@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from holdfast_core.messages import Parity
 from holdfast_core.timeline import Copy
 
 INFO = "info"
@@ -60,6 +61,11 @@ class Code:
     images: tuple[Image, ...]
 
 
+def kind_of(code: Code) -> Parity:
+    """As others than peers name it."""
+    return Parity(code.copy, code.group, code.parity)
+
+
 @dataclass(frozen=True)
 class Held:
     """Whole parity, and for which rank's pod it was built."""
@@ -70,7 +76,8 @@ class Held:
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes `start` to `start + nbytes` of a rank's image, or of row `row` of the parity that its pod holds.
+    """Bytes `start` to `start + nbytes` of a rank's image, or of row `row` of the parity `of` that kind that its pod
+    holds: for a while it may hold a step's parity in two groupings.
 
     `base`: the receiver has parity of this copy; it needs differences.
     """
@@ -81,6 +88,7 @@ class Part:
     nbytes: int
     row: int = 0
     base: Copy | None = None
+    of: Parity | None = None
 
 
 @dataclass(frozen=True)
