@@ -39,6 +39,7 @@ _UID = "bench"
 _SHM = Path("/dev/shm")
 _SECONDS = 60.0
 _QUIT_SECONDS = 10.0
+_DRAIN_SECONDS = 40.0  # a sidecar goes when its peers hold the last step: that takes a round, and longer with a limit
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PEER = struct.Struct("3i")  # pid, uid, gid at the other end of a Unix socket
 _PORTS = range(27000, 29500)  # the kernel gives none of them to a connection before it is bound, tests take others
@@ -209,7 +210,7 @@ class _Pod:
         """End the sidecar in order; what it holds in memory stays."""
         if self._sidecar is not None:
             self._sidecar.terminate()
-            self._sidecar.wait(_QUIT_SECONDS)
+            self._sidecar.wait(_DRAIN_SECONDS)
         if self._follower is not None:
             self._follower.join(_QUIT_SECONDS)
 

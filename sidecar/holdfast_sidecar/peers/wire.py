@@ -27,7 +27,7 @@ PARITY = "parity"
 REQUEST_LIMIT = 256 << 10  # bytes
 ANSWER_LIMIT = 4 << 20
 WINDOW = 4 << 20  # bytes of a DATA frame at most
-PIECE = 1 << 20  # bytes that are sent, checked and summed up at a time: few calls, and still in the cache
+PIECE = 256 << 10  # bytes that are sent, checked and summed up at a time: few calls, and still in the nearest cache (L2)
 
 TABLE, DATA, END, FAULT, SAME, CHANGE = range(1, 7)
 FRAME = struct.Struct("<II")
