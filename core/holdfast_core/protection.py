@@ -78,7 +78,10 @@ class Patience:
 
     def after(self, waited: float, received: int) -> Patience:
         """It took so many seconds to send so many bytes."""
-        return replace(self, left=min(self.most, self.left + received * self.per_byte - waited)) if self.least else self
+        if not self.least:
+            return self
+        left = min(self.most, self.left + received * self.per_byte - waited)
+        return self if left == self.left else replace(self, left=left)  # as it is after each piece of a fast one
 
     @property
     def per_byte(self) -> float:

@@ -96,6 +96,15 @@ def test_a_rebuild_may_take_longer_than_the_deadline_as_long_as_bytes_arrive(sto
     assert "made no progress for 180 s" in rebuild.said[-1]
 
 
+def test_a_sidecar_that_restarts_again_and_again_is_no_progress():
+    """Each time it begins at the first byte: what was not there before counts, not that it changes."""
+    rebuild = Rebuilding()
+    for minute in range(10):
+        status = rebuild.hear(60.0, phase="preparing", brought=((1, 3, 2)[minute % 3]) << 30)
+    assert status.attempt > 2
+    assert any("made no progress for 180 s" in text for text in rebuild.said)
+
+
 def test_the_next_attempt_counts_what_it_brings_anew():
     rebuild = Rebuilding()
     rebuild.hear(60.0, phase="preparing", brought=5 << 30)

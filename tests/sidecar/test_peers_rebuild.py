@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 import zlib
 from dataclasses import replace
@@ -106,10 +107,7 @@ def test_a_pod_whose_memory_is_corrupt_is_done_without_where_there_is_parity_to_
 
 
 def test_a_pod_whose_memory_is_corrupt_is_named_where_there_is_not(make_pods: MakePods) -> None:
-    job = make_pods(4, encrypted=False)
-    copy = job.seal(3, [3_000_000] * 4)
-    job.protect(copy)
-    job.lose(0)
+    job, copy, _ = one_lost(make_pods, 4, 0, size=3_000_000)
     spoil(job, 2, copy)
     with pytest.raises(PeerError, match=r"pod gpt-p2.*do not match their checksum in memory.*replace its node"):
         job.rebuild(copy, 0)
@@ -117,10 +115,7 @@ def test_a_pod_whose_memory_is_corrupt_is_named_where_there_is_not(make_pods: Ma
 
 
 def test_parity_that_rots_is_found_when_it_is_read(make_pods: MakePods) -> None:
-    job = make_pods(3, encrypted=False)
-    copy = job.seal(3, [3_000_000] * 3)
-    job.protect(copy)
-    job.lose(0)
+    job, copy, _ = one_lost(make_pods, 3, 0, size=3_000_000)
     job.parity(1, copy).row(0)[1_400_000] ^= 4
     with pytest.raises(PeerError, match=r"pod gpt-p1.*in memory"):
         job.rebuild(copy, 0)
@@ -129,24 +124,17 @@ def test_parity_that_rots_is_found_when_it_is_read(make_pods: MakePods) -> None:
 
 def test_a_survivor_whose_sidecar_is_being_restarted_is_waited_for(make_pods: MakePods) -> None:
     """What it holds is intact, and it is back in a second: giving its step up would lose it for the whole job."""
-    job = make_pods(3, encrypted=True)
-    copy = job.seal(3, [1_000_000] * 3)
-    before = job.images(copy)
-    job.protect(copy)
-    job.lose(2)
+    job, copy, image = one_lost(make_pods, 3, 2, size=1_000_000, encrypted=True)
     job.pods[1].peers.close()
     back = threading.Timer(1.0, job.pods[1].open)
     back.start()
     job.rebuild(copy, 2)
     back.join()
-    assert job.pods[2].image(2, copy) == before[2]
+    assert job.pods[2].image(2, copy) == image
 
 
 def test_a_survivor_that_stays_away_is_not_waited_for_for_ever(make_pods: MakePods) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    job.protect(copy)
-    job.lose(0)
+    job, copy, _ = one_lost(make_pods, 2, 0)
     job.pods[0].peers.patience = 0.6
     job.pods[1].peers.close()
     with pytest.raises(PeerError, match="no connection") as error:
@@ -155,16 +143,15 @@ def test_a_survivor_that_stays_away_is_not_waited_for_for_ever(make_pods: MakePo
     assert job.pods[0].arenas.sealed() == {0: ()}
 
 
-def test_the_next_attempt_ends_the_wait(make_pods: MakePods) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    job.protect(copy)
-    job.lose(0)
+def test_the_next_attempt_ends_the_wait(make_pods: MakePods, caplog: pytest.LogCaptureFixture) -> None:
+    job, copy, _ = one_lost(make_pods, 2, 0)
     job.pods[1].peers.close()
+
+    caplog.set_level(logging.INFO)
 
     async def cancelled_while_it_waits() -> None:
         rebuild = asyncio.create_task(job.pods[0].peers.rebuild(0, copy, job.places, job.attempt))
-        await asyncio.sleep(0.3)
+        await asyncio.to_thread(eventually, lambda: "tried again" in caplog.text)
         assert not rebuild.done()
         rebuild.cancel()
         await asyncio.wait([rebuild])
@@ -174,14 +161,10 @@ def test_the_next_attempt_ends_the_wait(make_pods: MakePods) -> None:
 
 
 def test_a_rebuild_tells_what_it_has_brought(make_pods: MakePods) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    size = len(job.images(copy)[0])
-    job.protect(copy)
-    job.lose(0)
+    job, copy, image = one_lost(make_pods, 2, 0)
     heard: list[int] = []
     asyncio.run(job.pods[0].peers.rebuild(0, copy, job.places, job.attempt, heard.append))
-    assert sum(heard) == size
+    assert sum(heard) == len(image)
 
 
 @pytest.mark.parametrize("first", ["all", "pairs"])
@@ -203,14 +186,23 @@ def test_a_step_that_is_held_in_two_groupings_is_rebuilt_from_one_of_them(make_p
 
 
 def test_a_rebuild_that_was_fenced_meanwhile_seals_nothing(make_pods: MakePods) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    job.protect(copy)
-    job.lose(0)
+    job, copy, _ = one_lost(make_pods, 2, 0)
     job.pods[0].arenas.fence(3)
     with pytest.raises(arena.ArenaError, match="fenced"):
         job.rebuild(copy, 0)
     assert job.pods[0].arenas.sealed() == {0: ()}
+
+
+def one_lost(
+    make_pods: MakePods, pods: int, index: int, *, size: int = 300_000, encrypted: bool = False
+) -> tuple[PeerJob, Copy, bytes]:
+    """A job with a protected step, after a pod was replaced; and that pod's image, which is to be brought back."""
+    job = make_pods(pods, encrypted=encrypted)
+    copy = job.seal(3, [size] * pods)
+    image = job.images(copy)[index]
+    job.protect(copy)
+    job.lose(index)
+    return job, copy, image
 
 
 def spoil(job: PeerJob, rank: int, copy: object) -> None:
@@ -225,11 +217,7 @@ def spoil(job: PeerJob, rank: int, copy: object) -> None:
 
 @pytest.mark.parametrize(("at", "found"), [(1_000, "checksum"), (-100, "the manifest of step 3 came back wrong")])
 def test_wrong_parity_with_right_checksums_becomes_no_snapshot(make_pods: MakePods, at: int, found: str) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    image = job.images(copy)[0]
-    job.protect(copy)
-    job.lose(0)
+    job, copy, image = one_lost(make_pods, 2, 0)
     lie(job, copy, at % len(image))
     with pytest.raises(CorruptShard, match=found):
         job.rebuild(copy, 0)
@@ -237,10 +225,7 @@ def test_wrong_parity_with_right_checksums_becomes_no_snapshot(make_pods: MakePo
 
 
 def test_parity_of_another_step_under_a_wrong_name_becomes_no_snapshot(make_pods: MakePods) -> None:
-    job = make_pods(2, encrypted=False)
-    copy = job.seal(3, [300_000] * 2)
-    job.protect(copy)
-    job.lose(0)
+    job, copy, _ = one_lost(make_pods, 2, 0)
     file = job.parity(1, copy)
     assert file.code is not None
     later = Copy(4, copy.attempt)

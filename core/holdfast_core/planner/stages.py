@@ -173,10 +173,11 @@ def _prepare(work: Pass) -> None:
 
 
 def _stands_still(work: Pass) -> bool:
-    """Hundreds of GiB may have to come over a network: that takes its time, as long as bytes arrive."""
+    """Hundreds of GiB may have to come over a network: that takes its time, as long as bytes arrive. Those that
+    come once more, after a restart of a sidecar, are no progress."""
     since = max(work.status.stage_since, work.status.brought_at)
     brought = sum(a.brought for a in work.agents if a.attempt == work.status.attempt)
-    if brought != work.status.brought and work.now - since > _NOTE_SECONDS:
+    if brought > work.status.brought and work.now - since > _NOTE_SECONDS:
         work.set(brought=brought, brought_at=work.now)
         work.set(
             message=f"attempt {work.status.attempt}: pods have brought {brought / 2**30:.1f} GiB from {_where(work)} so far"
